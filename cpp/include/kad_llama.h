@@ -1,0 +1,445 @@
+/*
+ * kad_llama.h: a large base GGUF, aligned at inference time by a small aligned GGUF.
+ *
+ * This is the only public header, and its manual. At every position of a text two models give a distribution
+ * over the next token: the large base model gives p, the small aligned model gives q. A rule chooses the set S of
+ * tokens that the base keeps; everything else is handed to the aligned model. What is sampled is the mixture
+ *
+ *     pi(v) = p(v) [v in S] + alpha q(v),        alpha = 1 - p(S).
+ *
+ * The text is a function of the two models, the prompt, the settings and the seed. Plain, lazy and speculative runs
+ * are three ways of computing the same text; the small model's drafts change the speed and nothing else.
+ *
+ * A whole program:
+ *
+ *     kad_engine_params ep = kad_engine_default_params();
+ *     ep.base.path = "base.gguf";
+ *     ep.aligned.path = "aligned.gguf";
+ *     kad_engine * engine = NULL;
+ *     if (kad_engine_open(&ep, &engine) != KAD_OK) { puts(kad_last_error()); return 1; }
+ *     // token ids of the prompt for either model: kad_tokenize()
+ *     kad_sequence_params sp = kad_sequence_default_params();
+ *     kad_sequence * seq = NULL;
+ *     kad_sequence_open(engine, &sp, base_ids, n_base, aligned_ids, n_aligned, &seq);
+ *     kad_token tokens[64];
+ *     int32_t n = 0;
+ *     while (kad_sequence_finish(seq) == KAD_FINISH_NONE) {
+ *         if (kad_sequence_step(seq, tokens, 64, &n) != KAD_OK) { puts(kad_last_error()); break; }
+ *         for (int32_t i = 0; i < n; ++i) fwrite(tokens[i].bytes, 1, tokens[i].n_bytes, stdout);
+ *     }
+ *     kad_sequence_close(seq);
+ *     kad_engine_close(engine);
+ *
+ * Conventions
+ *   - Every function that can fail returns a kad_status. KAD_OK is 0. On any other value nothing was changed unless
+ *     the function's own comment says so, outputs are left untouched, and kad_last_error() says what was wrong,
+ *     naming the value and what was expected. No exception crosses this boundary and no call ends the process.
+ *   - Parameter structs start with their own size. Fill them with the *_default_params() function, then change
+ *     fields: a program built against an older header goes on working.
+ *   - Strings are UTF-8 and NUL-terminated unless a length stands beside them. A `const char *` that a function
+ *     returns belongs to the library; its comment says how long it lives.
+ *   - Buffers are the caller's. `size_t` counts elements of the array beside it.
+ *   - *_close(NULL) does nothing.
+ *   - An engine and its sequences may be used by one thread at a time; the caller serialises. Only
+ *     kad_engine_cancel() may be called from another thread, at any time. Different engines are independent.
+ *   - Probabilities are doubles in [0, 1]; log-probabilities are natural logarithms; times are seconds.
+ *
+ * Ranges: seeds are any 64-bit value; temperatures are finite and >= 0; thresholds: see kad_rule_info.
+ */
+#ifndef KAD_LLAMA_H
+#define KAD_LLAMA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#    if defined(KAD_BUILD)
+#        define KAD_API __declspec(dllexport)
+#    else
+#        define KAD_API __declspec(dllimport)
+#    endif
+#else
+#    define KAD_API __attribute__((visibility("default")))
+#endif
+
+/* The Python binding is generated from what stands between the two cffi marks. */
+/* cffi: begin */
+
+/* ---- Results --------------------------------------------------------------------------------------------------- */
+
+/* What a call answers. Numbers are never reused or changed. */
+typedef enum kad_status {
+    KAD_OK                  = 0,
+    KAD_INVALID_ARGUMENT    = 1,  /* a value out of range, an unknown name, a NULL that may not be one */
+    KAD_FILE_ERROR          = 2,  /* a file that is missing, unreadable, truncated or not a usable GGUF */
+    KAD_MODEL_ERROR         = 3,  /* a sound GGUF that cannot play the role it was given (an encoder, say) */
+    KAD_OUT_OF_MEMORY       = 4,  /* models and caches do not fit; the message has the figures */
+    KAD_CONTEXT_TOO_SMALL   = 5,  /* the prompt is longer than the context; the message has both numbers */
+    KAD_EVALUATION_FAILED   = 6,  /* llama.cpp could not evaluate a batch */
+    KAD_NOT_A_NUMBER        = 7,  /* a model produced NaN or infinite logits, or no possible token */
+    KAD_INTERRUPTED         = 8,  /* kad_engine_cancel() or Ctrl-C; what was said so far is kept */
+    KAD_LIBRARY_MISMATCH    = 9,  /* the libllama loaded is not the one this library was built against */
+    KAD_BAD_STATE           = 10, /* a call that does not fit: a step on a finished or superseded sequence */
+    KAD_INTERNAL_ERROR      = 11, /* a defect in this library; please report it */
+} kad_status;
+
+/* The message of the last call on this thread that did not answer KAD_OK; "" when there was none.
+ * Lives until the next failing call on the same thread. */
+KAD_API const char * kad_last_error(void);
+
+/* ---- The library ----------------------------------------------------------------------------------------------- */
+
+/* This library's version, "MAJOR.MINOR.PATCH". Static. */
+KAD_API const char * kad_version(void);
+
+/* What this library was built against, and what was loaded. llama.h passes structs by value and carries no version
+ * macro, so a different libllama would corrupt the stack silently: versions are compared before anything is called. */
+typedef struct kad_library_info {
+    const char * built_llama_version;    /* e.g. "0.5.0" */
+    const char * built_llama_commit;     /* short git hash, "" when the build did not know it */
+    const char * loaded_llama_version;   /* of the libllama in this process; "" when it is too old to say */
+    const char * loaded_llama_commit;    /* of the ggml in this process */
+    const char * backends;               /* comma separated names of the ggml backends registered, e.g. "CPU,CUDA" */
+    const char * system_info;            /* llama.cpp's own line about instruction sets */
+} kad_library_info;
+
+/* Fills *out with static strings. Always succeeds for a non-NULL out. */
+KAD_API kad_status kad_library(kad_library_info * out);
+
+/* KAD_OK, or KAD_LIBRARY_MISMATCH. kad_engine_open() calls it first. */
+KAD_API kad_status kad_library_check(void);
+
+/* ---- Rules: which tokens does the base keep? -------------------------------------------------------------------- */
+
+typedef enum kad_rule_kind {
+    KAD_RULE_DUAL    = 0, /* S = {v : p(v) >= threshold} */
+    KAD_RULE_PRIMAL  = 1, /* S = smallest set of most probable tokens with mass >= 1 - threshold */
+    KAD_RULE_NUDGING = 2, /* S = everything if max p >= threshold, else nothing */
+    KAD_RULE_BASE    = 3, /* S = everything: pi = p */
+    KAD_RULE_ALIGNED = 4, /* S = nothing: pi = q */
+} kad_rule_kind;
+
+/* The temperature value that means: decide the rule on the distributions as sampled (cooled, not truncated). */
+#define KAD_RULE_TEMPERATURE_SAMPLING -1.0
+
+/* One rule with its parameter. */
+typedef struct kad_rule {
+    int32_t kind;        /* a kad_rule_kind */
+    double  threshold;   /* the rule's one parameter, within kad_rule_info's range; ignored by base and aligned */
+    double  temperature; /* the rule compares probabilities at this temperature: > 0, default 1, or
+                            KAD_RULE_TEMPERATURE_SAMPLING (then the sampling temperature must not be 0) */
+} kad_rule;
+
+/* A row of the table of rules. Static strings. */
+typedef struct kad_rule_info {
+    const char * name;      /* "dual" */
+    const char * formula;   /* one line, ASCII */
+    const char * source;    /* the paper */
+    double       threshold; /* default */
+    double       low, high; /* the closed range of the threshold; both 0 where there is none */
+    int32_t      lazy;      /* 1 when most events need p alone, so that lazy runs are possible */
+} kad_rule_info;
+
+/* Number of rules; rule `kind` (0 .. count-1) into *out. KAD_INVALID_ARGUMENT outside. */
+KAD_API int32_t    kad_rule_count(void);
+KAD_API kad_status kad_rule_describe(int32_t kind, kad_rule_info * out);
+
+/* The rule called `name` with its default threshold and temperature 1. KAD_INVALID_ARGUMENT names the known ones. */
+KAD_API kad_status kad_rule_named(const char * name, kad_rule * out);
+
+/* ---- Functions on rows of logits --------------------------------------------------------------------------------- *
+ * Pure functions of their arguments: no model, no state. A row has n float logits over one vocabulary; -inf is
+ * probability zero; NaN, +inf and a row of nothing but -inf are KAD_NOT_A_NUMBER.                                    */
+
+/* pi of one pair of rows, as sampled at `temperature` (>= 0; 0 = each speaker's best token, ties to the lowest id)
+ * under `rule`, into pi[n]. Sums to 1. */
+KAD_API kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
+                               double temperature, double * pi);
+
+/* d of one pair of rows into deferred[n]: 1 where the token is handed to the aligned model, 0 where the base keeps it.
+ * Depends on the rule, not on how a speaker speaks; `temperature` matters only for KAD_RULE_TEMPERATURE_SAMPLING. */
+KAD_API kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
+                                double temperature, uint8_t * deferred);
+
+/* Where an outcome came from. */
+typedef enum kad_source { KAD_SOURCE_BASE = 0, KAD_SOURCE_ALIGNED = 1 } kad_source;
+
+/* One draw. */
+typedef struct kad_draw_result {
+    int32_t token;         /* the outcome, 0 .. n-1 */
+    int32_t proposal;      /* the aligned model's own draw x, or -1 when it was not needed */
+    int32_t source;        /* a kad_source */
+    double  deferred_mass; /* alpha = 1 - p'(S) */
+    double  logprob;       /* log pi(token) */
+    double  base_share;    /* P(base said it) = p'(token) [token in S] / pi(token) */
+} kad_draw_result;
+
+/* The draw: (p, q, coins) -> outcome. Over coins that are independent and uniform on [0, 1), the outcome's law is pi.
+ *
+ * base, aligned: the raw rows, on which the rule decides. base_shaped, aligned_shaped: the rows as each speaker's
+ * samplers left them (dropped tokens are -inf), or NULL for the raw ones; `temperature` is applied to them here.
+ * coins: c1 the aligned model's own draw, c2 acceptance, c3 the residual, c4 the source. */
+KAD_API kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
+                            const float * aligned_shaped, size_t n, double temperature, const double coins[4],
+                            kad_draw_result * out);
+
+/* The coin of (seed, text number, event, purpose): a 53-bit uniform in [0, 1) from Philox4x64-10 (Salmon et al. 2011)
+ * with key (seed, 0) and counter (event, text_number, purpose, 0). Purposes: 1-3 the draw, 4 the source,
+ * 16+i the i-th further token of a character. The same on every platform. */
+KAD_API double kad_coin(uint64_t seed, uint64_t text_number, uint64_t event, uint64_t purpose);
+
+/* ---- Files ---------------------------------------------------------------------------------------------------------- */
+
+/* What a GGUF file says of itself, read from its header alone. */
+typedef struct kad_file_info {
+    char     architecture[64];   /* general.architecture, e.g. "llama" */
+    char     name[128];          /* general.name, "" when absent */
+    char     quantisation[64];   /* llama.cpp's name of the file type, e.g. "Q4_K - Medium" */
+    uint64_t file_bytes;         /* size on disk of this file */
+    uint64_t tensor_bytes;       /* weights, all shards together where they lie beside it */
+    uint64_t cache_bytes_per_token; /* KV cache of one token with F16 K and V: an estimate from the header; 0 for
+                                       caches that do not grow with the text */
+    uint32_t n_layer, n_ctx_train, n_vocab;
+    int32_t  has_chat_template;  /* 0 or 1 */
+    int32_t  n_shards;           /* 1 for an unsplit file */
+} kad_file_info;
+
+/* Reads the header of a GGUF without loading it, and refuses what cannot be used: KAD_FILE_ERROR for a path that is
+ * missing, unreadable, a directory, not a GGUF, truncated (the message says how many bytes are missing), or a shard
+ * other than the first; KAD_MODEL_ERROR for a model that cannot generate (an encoder). */
+KAD_API kad_status kad_file_inspect(const char * path, kad_file_info * out);
+
+/* ---- The engine: two models and their contexts ---------------------------------------------------------------------- */
+
+typedef enum kad_role { KAD_ROLE_BASE = 0, KAD_ROLE_ALIGNED = 1 } kad_role;
+
+/* Which model, and how llama.cpp is to run it. */
+typedef struct kad_model_params {
+    const char *         path;         /* a GGUF file; NULL = this model is not used (see kad_engine_open) */
+    int32_t              n_gpu_layers; /* -1 = all layers, where the backend can offload */
+    int32_t              vocab_only;   /* 1 = load the vocabulary and no weights: for tokenising only */
+    size_t               n_fields;     /* llama.cpp's own fields, by name: any scalar field of llama_model_params or */
+    const char * const * field_names;  /*   llama_context_params, e.g. "n_batch", "type_k" (a ggml_type), "load_mode", */
+    const double *       field_values; /*   "flash_attn_type", "rope_freq_base". Those the engine sets itself
+                                            (n_ctx, n_seq_max, embeddings ...) are refused by name. */
+} kad_model_params;
+
+/* Called while models load with the fraction done, 0 .. 1. Return 0 to give up (then KAD_INTERRUPTED). */
+typedef int32_t (*kad_progress)(double fraction, void * user_data);
+
+typedef struct kad_engine_params {
+    size_t           size;              /* sizeof(kad_engine_params) */
+    kad_model_params base;
+    kad_model_params aligned;
+    kad_rule         rule;
+    int32_t          n_ctx;             /* tokens per model, prompt and answer; > 0; capped by both models' training length */
+    int32_t          n_threads;         /* 0 = the physical cores */
+    int32_t          reproducible;      /* 1 = the text does not depend on mode, draft length or what ran before.
+                                           type_k and type_v are then chosen by measurement unless named in fields */
+    int32_t          max_pass_base;     /* reproducible: most rows per pass; 0 = measure at load (takes seconds) */
+    int32_t          max_pass_aligned;
+    int32_t          verbose;           /* 1 = llama.cpp's log on stderr while loading; 0 = errors only, in messages */
+    kad_progress     progress;          /* NULL = none */
+    void *           progress_user_data;
+    uint64_t         memory_limit;      /* bytes that models, caches and buffers may take; 0 = what the machine has free */
+} kad_engine_params;
+
+typedef struct kad_engine kad_engine;
+
+/* Rule dual at 0.4, n_ctx 4096, everything else 0 or NULL; n_gpu_layers -1. */
+KAD_API kad_engine_params kad_engine_default_params(void);
+
+/* Loads both models and makes their contexts. On success *out is an engine that kad_engine_close() frees.
+ *
+ * Rule `base` needs no aligned model, rule `aligned` no base model: leave that path NULL. Without an aligned model,
+ * rule base draws from p by the third coin: the same law as with one, another text.
+ *
+ * KAD_INVALID_ARGUMENT, KAD_FILE_ERROR, KAD_MODEL_ERROR, KAD_OUT_OF_MEMORY (checked before loading, with figures),
+ * KAD_LIBRARY_MISMATCH, KAD_INTERRUPTED (the progress function said so). */
+KAD_API kad_status kad_engine_open(const kad_engine_params * params, kad_engine ** out);
+KAD_API void       kad_engine_close(kad_engine * engine); /* its sequences must be closed first */
+
+/* Stops the evaluation that is running, from any thread: the call in progress answers KAD_INTERRUPTED as soon as
+ * llama.cpp looks (on CPU within milliseconds; on other backends at the end of the pass). Nothing running: no effect. */
+KAD_API void kad_engine_cancel(kad_engine * engine);
+
+/* While an engine computes on this thread, let SIGINT (Ctrl-C) act like kad_engine_cancel(), then run the handler that
+ * was there before. on = 1 / 0; for hosts whose own handler only sets a flag, as Python's does. Default off. */
+KAD_API void kad_engine_catch_sigint(kad_engine * engine, int32_t on);
+
+/* What was loaded. Strings live as long as the engine. */
+typedef struct kad_model_info {
+    int32_t      loaded;              /* 0: this role has no model, all else is 0 or "" */
+    const char * description;         /* llama.cpp's, e.g. "llama 1B Q8_0" */
+    const char * architecture;
+    uint64_t     weight_bytes;
+    uint64_t     cache_bytes;         /* of the context as made */
+    uint64_t     n_params;
+    int32_t      n_vocab, n_ctx_train, n_ctx, n_batch, n_layer;
+    int32_t      can_rewind;          /* 1 if the cache can drop a suffix; 0 (recurrent, hybrid): no speculation */
+    int32_t      max_pass;            /* reproducible: most rows per pass with bit-equal results; else n_batch */
+    const char * type_k;              /* "f16" */
+    const char * type_v;
+    const char * devices;             /* where layers lie, e.g. "CPU" or "CUDA0" */
+    const char * chat_template;       /* "" when the file has none */
+    int32_t      bos, eos;            /* -1 when absent */
+    int32_t      add_bos;             /* 1 if the model wants a BOS before its prompt */
+    const char * bos_text;            /* spelling, "" when absent */
+    const char * eos_text;
+} kad_model_info;
+
+KAD_API kad_status kad_engine_model(const kad_engine * engine, int32_t role, kad_model_info * out);
+
+/* How the two vocabularies relate. */
+typedef struct kad_vocab_info {
+    int32_t equal;            /* 1: same bytes for every id up to the smaller size, same token types */
+    double  overlap;          /* share of the aligned model's tokens whose bytes the base has too, 0 .. 1 */
+    int32_t n_differing;      /* ids that differ, up to the smaller size */
+    int32_t differing[5];     /* the first of them, -1 where there are fewer */
+    int32_t n_events;         /* distinct byte strings (ids, when equal) that can be drawn */
+} kad_vocab_info;
+
+KAD_API kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * out);
+
+/* Tokenises n_bytes of UTF-8. parse_special = 1 reads special-token spellings as the tokens they name; 0 leaves them
+ * plain text. No BOS is added. *n_ids receives the number of ids; when it exceeds `capacity` nothing is written and the
+ * answer is still KAD_OK: call again with room. A model loaded with vocab_only suffices. */
+KAD_API kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes,
+                                int32_t parse_special, int32_t * ids, size_t capacity, size_t * n_ids);
+
+/* The bytes of one token as text (control tokens: their spelling). Lives as long as the engine. *type receives
+ * 0 ordinary, 1 control or unknown (spelled in templates only), 2 end of generation, 3 without bytes. */
+KAD_API kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, const char ** bytes,
+                                   size_t * n_bytes, int32_t * type);
+
+/* ---- A sequence: one text being written ------------------------------------------------------------------------------ */
+
+typedef enum kad_mode {
+    KAD_MODE_SPECULATIVE = 0, /* the aligned model guesses ahead, the base scores all guesses in one pass */
+    KAD_MODE_LAZY        = 1, /* one base pass per token; the aligned model only where it is needed */
+    KAD_MODE_PLAIN       = 2, /* both models at every token: the reference */
+} kad_mode;
+
+typedef enum kad_finish {
+    KAD_FINISH_NONE    = 0, /* still going */
+    KAD_FINISH_EOG     = 1, /* a model ended the text */
+    KAD_FINISH_STOP    = 2, /* a stop string was met; the text ends before it */
+    KAD_FINISH_LENGTH  = 3, /* max_tokens were said */
+    KAD_FINISH_CONTEXT = 4, /* a context is full */
+} kad_finish;
+
+typedef struct kad_sequence_params {
+    size_t               size;        /* sizeof(kad_sequence_params) */
+    uint64_t             seed;
+    uint64_t             text_number; /* the turn of a chat, the index within n texts; 0 for a single call */
+    double               temperature; /* >= 0; 0 = each speaker's best token */
+    int32_t              top_k;       /* llama.cpp's samplers, per speaker, in llama.cpp's order; 0 = off */
+    double               top_p;       /* (0, 1]; 1 = off */
+    double               min_p;       /* [0, 1); 0 = off */
+    int32_t              max_tokens;  /* >= 0 */
+    int32_t              mode;        /* a kad_mode; falls back to plain where the models or the rule forbid it */
+    int32_t              draft;       /* speculative: guesses per pass, 1 .. kad_max_draft() */
+    int32_t              logprobs;    /* 1 = fill logprob and base_share (a lazy run then is a plain one) */
+    size_t               n_stops;
+    const char * const * stops;       /* stop strings, NUL-terminated, not empty; copied */
+} kad_sequence_params;
+
+typedef struct kad_sequence kad_sequence;
+
+/* Temperature 1, samplers off, 256 tokens, speculative with 3 guesses, seed 0. */
+KAD_API kad_sequence_params kad_sequence_default_params(void);
+
+/* The longest draft that this engine can take: one less than the largest batch it evaluates with every row's logits. */
+KAD_API int32_t kad_max_draft(const kad_engine * engine);
+
+/* Starts a text after the given prompts (token ids, one list per model that is loaded; with equal vocabularies usually
+ * the same list). Ids are copied. Evaluates nothing yet. An engine runs one sequence at a time: opening the next one
+ * supersedes the last, whose later steps answer KAD_BAD_STATE; what both prompts share stays in the caches.
+ *
+ * KAD_INVALID_ARGUMENT; KAD_CONTEXT_TOO_SMALL when a prompt leaves no room (both numbers in the message). */
+KAD_API kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids,
+                                     size_t n_base, const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out);
+KAD_API void       kad_sequence_close(kad_sequence * sequence);
+
+/* One event of the text. */
+typedef struct kad_token {
+    int32_t      id;            /* in the vocabulary of `source`; of a character made of several tokens, the first */
+    int32_t      source;        /* a kad_source: who said it */
+    const char * bytes;         /* lives until the sequence is closed or stepped again */
+    size_t       n_bytes;       /* 0 for end of generation, which is never handed out as a token */
+    double       logprob;       /* log pi(event), NaN unless logprobs was asked for */
+    double       base_share;    /* P(base said it), NaN unless logprobs was asked for */
+    double       deferred_mass; /* alpha at this position */
+    int32_t      guess;         /* 0 not guessed, 1 guessed right, 2 corrected */
+} kad_token;
+
+/* Does the next piece of work: a block of the prompt, or one round (draft, one base pass, draw, keep or correct).
+ * Writes the events said, at most `capacity` (>= kad_max_draft() + 1), and their number to *n, which is 0 while the
+ * prompt is evaluated. After KAD_INTERRUPTED or another failure the text so far stands, and stepping may go on. */
+KAD_API kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n);
+
+KAD_API int32_t kad_sequence_finish(const kad_sequence * sequence); /* a kad_finish */
+
+/* Bytes of the text: `length` without the stop string that ended it; `settled` <= length is what no stop string can
+ * still take away. */
+KAD_API kad_status kad_sequence_length(const kad_sequence * sequence, size_t * length, size_t * settled);
+
+/* Prompt tokens evaluated so far and in all, both models together; equal once generation has begun. */
+KAD_API kad_status kad_sequence_prompt_progress(const kad_sequence * sequence, size_t * done, size_t * total);
+
+/* The two rows at the next position, evaluated if need be, as the rule sees them (forbidden tokens -inf, end of
+ * generation folded, events when vocabularies differ): n = kad_vocab_info.n_events floats each. aligned may be NULL. */
+KAD_API kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, size_t n);
+
+typedef struct kad_stats {
+    int32_t mode;                  /* the kad_mode that ran */
+    int32_t prompt_tokens;         /* of the base's prompt (the aligned model's when there is no base) */
+    int32_t prompt_tokens_aligned;
+    int32_t prompt_cached;         /* of the base's prompt, not evaluated again */
+    int32_t tokens;                /* events said, end of generation not counted */
+    int32_t base_passes;           /* base evaluations after the prompt */
+    int32_t aligned_passes;
+    int32_t drafted;               /* guesses that an outcome was compared with */
+    int32_t accepted;              /* of them right */
+    int32_t aligned_tokens;        /* events said by the aligned model */
+    double  deferred_mass;         /* mean alpha over the events */
+    double  prompt_s;              /* until both prompts were evaluated */
+    double  generate_s;            /* after that, inside kad_sequence_step */
+    double  base_eval_s;           /* of generate_s: in llama_decode + llama_synchronize of the base */
+    double  aligned_eval_s;
+} kad_stats;
+
+KAD_API kad_status kad_sequence_stats(const kad_sequence * sequence, kad_stats * out);
+
+/* Why the mode that ran is not the one asked for; "" when it is. Lives as long as the sequence. */
+KAD_API const char * kad_sequence_note(const kad_sequence * sequence);
+
+/* ---- Reproducible passes ------------------------------------------------------------------------------------------------ */
+
+/* Up to how many rows per pass a model gives bit-equal logits, and with which cache types. */
+typedef struct kad_pass_info {
+    int32_t max_pass;   /* 1 = rows evaluated together never equal rows evaluated alone */
+    int32_t type_k;     /* ggml_type of the K cache to use */
+    int32_t type_v;
+    int32_t tested;     /* the largest pass that was tried */
+} kad_pass_info;
+
+/* Loads the model of `role` alone and measures (seconds): under, across and over 512 cells of cache, at every pass size.
+ * kad_engine_open does this itself in reproducible mode when max_pass is 0; hosts that keep the answer on disk call it. */
+KAD_API kad_status kad_measure_passes(const kad_engine_params * params, int32_t role, kad_pass_info * out);
+
+/* The ggml_type called `name` ("f16", "q8_0"); -1 when there is none that a cache can have. */
+KAD_API int32_t      kad_cache_type(const char * name);
+KAD_API const char * kad_cache_type_name(int32_t type); /* "" when there is none */
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KAD_LLAMA_H */

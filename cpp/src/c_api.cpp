@@ -1,0 +1,434 @@
+// extern "C": check arguments, catch everything, translate errors. The functions on rows are in c_api_rows.cpp.
+#include <cmath>
+#include <cstring>
+
+#include "errors.h"
+#include "ggml.h"
+#include "ggml-backend.h"
+#include "llama.h"
+#include "runtime/engine.h"
+#include "runtime/file.h"
+#include "runtime/interrupt.h"
+
+using namespace kad;
+
+struct kad_engine : Engine {
+    using Engine::Engine;
+};
+
+struct kad_sequence : Sequence {
+    kad_engine *      engine = nullptr;
+    std::vector<Said> handed; // whose bytes the caller may still read
+};
+
+namespace {
+
+constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
+
+kad_role role_of(int32_t role) {
+    if (role != KAD_ROLE_BASE && role != KAD_ROLE_ALIGNED) {
+        throw Error(KAD_INVALID_ARGUMENT, "role " + std::to_string(role) + " is unknown; expected 0 (base) or 1 (aligned)");
+    }
+    return kad_role(role);
+}
+
+// A struct of an older, shorter header is completed with defaults; a longer one comes from a newer header.
+template <typename Params> Params completed(const Params * given, const Params & defaults, const char * name) {
+    need(given, name);
+    if (given->size < sizeof(size_t) || given->size > sizeof(Params)) {
+        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(given->size) + "; expected up to " +
+                                              std::to_string(sizeof(Params)) + ": start from the default params of this library");
+    }
+    Params params = defaults;
+    std::memcpy(&params, given, given->size);
+    return params;
+}
+
+ModelOptions model_options(const kad_model_params & params) {
+    ModelOptions options;
+    options.path         = params.path ? params.path : "";
+    options.n_gpu_layers = params.n_gpu_layers;
+    options.vocab_only   = params.vocab_only != 0;
+    for (size_t i = 0; i < params.n_fields; ++i) {
+        need(params.field_names, "field_names");
+        need(params.field_values, "field_values");
+        need(params.field_names[i], "a field name");
+        options.fields.emplace_back(params.field_names[i], params.field_values[i]);
+    }
+    return options;
+}
+
+EngineOptions engine_options(const kad_engine_params & params) {
+    EngineOptions options;
+    options.models[KAD_ROLE_BASE]      = model_options(params.base);
+    options.models[KAD_ROLE_ALIGNED]   = model_options(params.aligned);
+    options.rule                       = params.rule;
+    options.n_ctx                      = params.n_ctx;
+    options.n_threads                  = params.n_threads;
+    options.reproducible               = params.reproducible != 0;
+    options.verbose                    = params.verbose != 0;
+    options.max_pass[KAD_ROLE_BASE]    = params.max_pass_base;
+    options.max_pass[KAD_ROLE_ALIGNED] = params.max_pass_aligned;
+    options.memory_limit               = params.memory_limit;
+    if (params.progress) {
+        options.progress = [progress = params.progress, data = params.progress_user_data](double fraction) {
+            return progress(fraction, data) != 0;
+        };
+    }
+    return options;
+}
+
+void check_library() {
+    const std::string version = llama_version(), commit = ggml_commit();
+    const std::string built_version = KAD_BUILT_LLAMA_VERSION, built_commit = KAD_BUILT_LLAMA_COMMIT;
+    if (version == built_version && (built_commit.empty() || commit == built_commit)) return;
+    throw Error(KAD_LIBRARY_MISMATCH, "the libllama in this process is version " + version + ", commit " + commit +
+                                          ", but kad-llama was built against version " + built_version + ", commit " + built_commit +
+                                          "; rebuild kad-llama against it, or load the libllama it was built with");
+}
+
+// Text sizes come from outside: a range error names them.
+template <typename Number> void in_range(const char * name, Number value, bool ok, const char * expected) {
+    if (ok) return;
+    std::string text = std::to_string(value);
+    if (std::is_floating_point<Number>::value) {
+        while (text.back() == '0') text.pop_back();
+        if (text.back() == '.') text.pop_back();
+    }
+    throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " " + text + " is out of range; expected " + expected);
+}
+
+void check_sampling(const kad_sequence_params & params, size_t max_draft) {
+    in_range("temperature", params.temperature, params.temperature >= 0 && std::isfinite(params.temperature), "a finite value >= 0");
+    in_range("top_k", params.top_k, params.top_k >= 0, "0 (off) or more");
+    in_range("top_p", params.top_p, params.top_p > 0 && params.top_p <= 1, "0 < top_p <= 1 (1 is off)");
+    in_range("min_p", params.min_p, params.min_p >= 0 && params.min_p < 1, "0 <= min_p < 1 (0 is off)");
+    in_range("max_tokens", params.max_tokens, params.max_tokens >= 0, "0 or more");
+    in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_PLAIN, "a kad_mode");
+    if (params.mode == KAD_MODE_SPECULATIVE && (params.draft < 1 || size_t(params.draft) > max_draft)) {
+        throw Error(KAD_INVALID_ARGUMENT, "draft " + std::to_string(params.draft) + " is out of range; expected 1 to " + std::to_string(max_draft) +
+                                              " guesses per pass (the batch holds no more)");
+    }
+    for (size_t i = 0; i < params.n_stops; ++i) {
+        need(params.stops, "stops");
+        need(params.stops[i], "a stop string");
+        if (!*params.stops[i]) throw Error(KAD_INVALID_ARGUMENT, "stop string " + std::to_string(i) + " is empty; expected at least one character");
+    }
+}
+
+void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, const int32_t * ids, size_t n) {
+    if (!engine.speaks(role)) return;
+    const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids";
+    const bool   used = role == KAD_ROLE_ALIGNED || engine.options().rule.kind != KAD_RULE_ALIGNED;
+    if (n == 0 && used) throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " is empty; expected a prompt of at least one token");
+    if (n) need(ids, name);
+    const size_t n_ctx = engine.model(role)->n_ctx();
+    if (n > n_ctx) {
+        throw Error(KAD_CONTEXT_TOO_SMALL, "the prompt has " + std::to_string(n) + " tokens for the " +
+                                               (role == KAD_ROLE_BASE ? "base" : "aligned") + " model, but the context holds " +
+                                               std::to_string(n_ctx) + "; shorten the prompt or raise n_ctx");
+    }
+    sequence.sides[role].context.assign(ids, ids + n);
+}
+
+void read_stats(const kad_sequence & sequence, kad_stats & stats) {
+    stats = {};
+    const Side & base = sequence.sides[KAD_ROLE_BASE];
+    const Side & aligned = sequence.sides[KAD_ROLE_ALIGNED];
+    stats.mode                  = sequence.mode;
+    stats.prompt_tokens         = int32_t(base.active ? base.n_prompt : aligned.n_prompt);
+    stats.prompt_tokens_aligned = int32_t(aligned.active ? aligned.n_prompt : 0);
+    stats.tokens                = int32_t(sequence.events);
+    stats.drafted               = sequence.drafted;
+    stats.accepted              = sequence.accepted;
+    stats.aligned_tokens        = sequence.aligned_tokens;
+    stats.deferred_mass         = sequence.events ? sequence.alpha_sum / double(sequence.events) : 0;
+    stats.prompt_s              = sequence.prompt_s;
+    stats.generate_s            = sequence.generate_s;
+    sequence.engine->generator().read_counts(sequence, stats);
+}
+
+void current_only(const kad_sequence * sequence) {
+    need(sequence, "sequence");
+    if (sequence->engine->current != sequence) {
+        throw Error(KAD_BAD_STATE, "this sequence was superseded by another one on the same engine; open it again with its prompt");
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+kad_status kad_library(kad_library_info * out) {
+    return guarded([&] {
+        need(out, "out");
+        static const std::string backends = [] {
+            std::string names;
+            for (size_t i = 0; i < ggml_backend_reg_count(); ++i) {
+                names += (i ? "," : "") + std::string(ggml_backend_reg_name(ggml_backend_reg_get(i)));
+            }
+            return names;
+        }();
+        *out = { KAD_BUILT_LLAMA_VERSION, KAD_BUILT_LLAMA_COMMIT, llama_version(), ggml_commit(), backends.c_str(), llama_print_system_info() };
+    });
+}
+
+kad_status kad_library_check(void) {
+    return guarded([] { check_library(); });
+}
+
+kad_status kad_file_inspect(const char * path, kad_file_info * out) {
+    return guarded([&] {
+        need(path, "path");
+        need(out, "out");
+        check_library();
+        *out = inspect_file(path);
+    });
+}
+
+kad_engine_params kad_engine_default_params(void) {
+    kad_engine_params params    = {};
+    params.size                 = sizeof params;
+    params.base.n_gpu_layers    = -1;
+    params.aligned.n_gpu_layers = -1;
+    params.rule                 = { KAD_RULE_DUAL, 0.4, 1.0 };
+    params.n_ctx                = 4096;
+    return params;
+}
+
+kad_status kad_engine_open(const kad_engine_params * params, kad_engine ** out) {
+    return guarded([&] {
+        need(out, "out");
+        const kad_engine_params given = completed(params, kad_engine_default_params(), "params");
+        check_library();
+        static const bool initialised = (llama_backend_init(), true);
+        (void) initialised;
+        *out = new kad_engine(engine_options(given));
+    });
+}
+
+void kad_engine_close(kad_engine * engine) { delete engine; }
+
+void kad_engine_cancel(kad_engine * engine) {
+    if (engine) engine->cancel = true;
+}
+
+void kad_engine_catch_sigint(kad_engine * engine, int32_t on) {
+    if (engine) engine->catch_sigint = on != 0;
+}
+
+kad_status kad_engine_model(const kad_engine * engine, int32_t role, kad_model_info * out) {
+    return guarded([&] {
+        need(engine, "engine");
+        need(out, "out");
+        const kad_role     which = role_of(role);
+        const LlamaModel * model = engine->model(which);
+        if (!model) {
+            *out = {};
+            out->description = out->architecture = out->type_k = out->type_v = out->devices = out->chat_template = "";
+            out->bos_text = out->eos_text = "";
+            out->bos = out->eos = -1;
+            return;
+        }
+        model->describe(*out);
+        if (engine->speaks(which)) {
+            out->max_pass    = engine->max_pass(which);
+            // K and V of every cell: what the context was made with.
+            const kad_file_info file = inspect_file(engine->options().models[which].path);
+            const auto bytes = [&](const char * type) { return double(ggml_row_size(ggml_type(cache_type(type)), 256)) / 512; };
+            out->cache_bytes = uint64_t(double(file.cache_bytes_per_token) * out->n_ctx * (bytes(out->type_k) + bytes(out->type_v)) / 2);
+        } else {
+            out->loaded = 0;
+        }
+    });
+}
+
+kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * out) {
+    return guarded([&] {
+        need(engine, "engine");
+        need(out, "out");
+        const VocabularyComparison & found = engine->vocabularies();
+        *out = { found.equal, found.overlap, int32_t(found.n_differing), { -1, -1, -1, -1, -1 }, int32_t(engine->events().size()) };
+        for (size_t i = 0; i < found.differing.size(); ++i) out->differing[i] = found.differing[i];
+    });
+}
+
+static const LlamaModel & model_for_text(const kad_engine * engine, int32_t role) {
+    need(engine, "engine");
+    const LlamaModel * model = engine->model(role_of(role));
+    if (!model) throw Error(KAD_INVALID_ARGUMENT, std::string("this engine has no ") + (role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+    return *model;
+}
+
+kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes, int32_t parse_special, int32_t * ids,
+                        size_t capacity, size_t * n_ids) {
+    return guarded([&] {
+        const LlamaModel & model = model_for_text(engine, role);
+        need(text, "text");
+        need(n_ids, "n_ids");
+        const std::vector<Token> found = model.tokenize(std::string(text, n_bytes), parse_special != 0);
+        if (found.size() <= capacity && !found.empty()) {
+            need(ids, "ids");
+            std::memcpy(ids, found.data(), found.size() * sizeof(int32_t));
+        }
+        *n_ids = found.size();
+    });
+}
+
+kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, const char ** bytes, size_t * n_bytes, int32_t * type) {
+    return guarded([&] {
+        const LlamaModel & model = model_for_text(engine, role);
+        if (id < 0 || size_t(id) >= model.size()) {
+            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(id) + " is out of range; expected 0 to " + std::to_string(model.size() - 1));
+        }
+        const std::string & text = model.bytes(id);
+        if (bytes) *bytes = text.data();
+        if (n_bytes) *n_bytes = text.size();
+        if (type) {
+            switch (model.kind(id)) {
+                case TokenKind::Text: *type = 0; break;
+                case TokenKind::Control: *type = 1; break;
+                case TokenKind::End: *type = 2; break;
+                case TokenKind::Empty: *type = 3; break;
+            }
+        }
+    });
+}
+
+kad_sequence_params kad_sequence_default_params(void) {
+    kad_sequence_params params = {};
+    params.size        = sizeof params;
+    params.temperature = 1;
+    params.top_p       = 1;
+    params.max_tokens  = 256;
+    params.mode        = KAD_MODE_SPECULATIVE;
+    params.draft       = 3;
+    return params;
+}
+
+int32_t kad_max_draft(const kad_engine * engine) { return engine ? int32_t(engine->generator().max_draft()) : 0; }
+
+kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids, size_t n_base,
+                             const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out) {
+    return guarded([&] {
+        need(engine, "engine");
+        need(out, "out");
+        const kad_sequence_params given = completed(params, kad_sequence_default_params(), "params");
+        check_sampling(given, engine->generator().max_draft());
+        rule_temperature(engine->options().rule, given.temperature); // refuses "sampling" at temperature 0
+
+        auto sequence = std::make_unique<kad_sequence>();
+        sequence->engine      = engine;
+        sequence->coins       = { given.seed, given.text_number };
+        sequence->temperature = given.temperature;
+        sequence->max_tokens  = given.max_tokens;
+        sequence->logprobs    = given.logprobs != 0;
+        for (size_t i = 0; i < given.n_stops; ++i) sequence->stops.emplace_back(given.stops[i]);
+        take_prompt(*sequence, *engine, KAD_ROLE_BASE, base_ids, n_base);
+        take_prompt(*sequence, *engine, KAD_ROLE_ALIGNED, aligned_ids, n_aligned);
+        for (const kad_role role : ROLES) {
+            Side & side = sequence->sides[role];
+            if (!engine->speaks(role)) continue;
+            // At temperature 0 the best token is said, whatever truncation keeps beside it.
+            if (given.temperature > 0) side.shaper = LlamaModel::samplers(given.top_k, given.top_p, given.min_p);
+            if (!engine->events().shared_ids()) side.tokens = std::make_unique<TextTokens>(*engine->model(role));
+        }
+        engine->generator().begin(*sequence, kad_mode(given.mode), size_t(given.draft));
+        engine->current = sequence.get();
+        *out            = sequence.release();
+    });
+}
+
+void kad_sequence_close(kad_sequence * sequence) {
+    if (sequence && sequence->engine->current == sequence) sequence->engine->current = nullptr;
+    delete sequence;
+}
+
+kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n) {
+    return guarded([&] {
+        current_only(sequence);
+        need(tokens, "tokens");
+        need(n, "n");
+        const size_t room = sequence->draft + 1;
+        if (capacity < room) {
+            throw Error(KAD_INVALID_ARGUMENT, "capacity " + std::to_string(capacity) + " is too small; a step may say " + std::to_string(room) + " tokens");
+        }
+        if (sequence->said.empty()) {
+            sequence->engine->cancel = false;
+            const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
+            sequence->engine->generator().step(*sequence);
+        }
+        sequence->handed.assign(std::make_move_iterator(sequence->said.begin()), std::make_move_iterator(sequence->said.end()));
+        sequence->said.clear();
+        for (size_t i = 0; i < sequence->handed.size(); ++i) {
+            const Said & said = sequence->handed[i];
+            tokens[i] = { said.id,      said.source,     said.bytes.data(),  said.bytes.size(),
+                          said.logprob, said.base_share, said.deferred_mass, said.guess };
+        }
+        *n = int32_t(sequence->handed.size());
+    });
+}
+
+int32_t kad_sequence_finish(const kad_sequence * sequence) {
+    // A failure that is still to be reported comes before the end.
+    return sequence && !sequence->failure ? sequence->finish : KAD_FINISH_NONE;
+}
+
+kad_status kad_sequence_length(const kad_sequence * sequence, size_t * length, size_t * settled) {
+    return guarded([&] {
+        need(sequence, "sequence");
+        if (length) *length = sequence->length;
+        if (settled) *settled = sequence->settled;
+    });
+}
+
+kad_status kad_sequence_prompt_progress(const kad_sequence * sequence, size_t * done, size_t * total) {
+    return guarded([&] {
+        current_only(sequence);
+        if (done) *done = sequence->engine->generator().prompt_done(*sequence);
+        if (total) {
+            *total = 0;
+            for (const Side & side : sequence->sides) *total += side.active ? side.n_prompt : 0;
+        }
+    });
+}
+
+kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, size_t n) {
+    return guarded([&] {
+        current_only(sequence);
+        const size_t size = sequence->engine->events().size();
+        if (n != size) throw Error(KAD_INVALID_ARGUMENT, "n is " + std::to_string(n) + "; expected rows of " + std::to_string(size) + " events");
+        sequence->engine->cancel = false;
+        const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
+        float * const        rows[] = { base, aligned };
+        for (const kad_role role : ROLES) {
+            if (rows[role]) std::memcpy(rows[role], sequence->engine->generator().event_row(*sequence, role), n * sizeof(float));
+        }
+    });
+}
+
+kad_status kad_sequence_stats(const kad_sequence * sequence, kad_stats * out) {
+    return guarded([&] {
+        need(out, "out");
+        current_only(sequence);
+        read_stats(*sequence, *out);
+    });
+}
+
+const char * kad_sequence_note(const kad_sequence * sequence) { return sequence ? sequence->note.c_str() : ""; }
+
+kad_status kad_measure_passes(const kad_engine_params * params, int32_t role, kad_pass_info * out) {
+    return guarded([&] {
+        need(out, "out");
+        const kad_engine_params given = completed(params, kad_engine_default_params(), "params");
+        check_library();
+        const PassInfo found = Engine::measure(engine_options(given), role_of(role));
+        *out = { found.max_pass, found.type_k, found.type_v, found.tested };
+    });
+}
+
+int32_t kad_cache_type(const char * name) { return name ? cache_type(name) : -1; }
+
+const char * kad_cache_type_name(int32_t type) { return cache_type_name(type); }
+
+} // extern "C"

@@ -1,0 +1,129 @@
+// The part of the C API that needs no model: errors, rules, coins, functions on rows of logits.
+#include <cmath>
+#include <cstring>
+
+#include "core/draw.h"
+#include "errors.h"
+
+namespace kad {
+
+static thread_local std::string last_error;
+
+kad_status fail(kad_status status, const std::string & message) noexcept {
+    try {
+        last_error = message;
+    } catch (...) {
+        last_error.clear();
+    }
+    return status;
+}
+
+static void check_temperature(double temperature) {
+    if (!(temperature >= 0 && std::isfinite(temperature))) {
+        throw Error(KAD_INVALID_ARGUMENT, "temperature " + std::to_string(temperature) + " is out of range; expected a finite value >= 0");
+    }
+}
+
+// One pair of rows, read for the rule (raw, at its temperature) and for the speakers (shaped, at the sampling temperature).
+struct Pair {
+    Distribution raw, p, q;
+    KeptSet      kept;
+
+    Pair(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped, const float * aligned_shaped,
+         size_t n, double temperature) {
+        need(rule, "rule");
+        need(base, "base_logits");
+        need(aligned, "aligned_logits");
+        if (n == 0) throw Error(KAD_INVALID_ARGUMENT, "n is 0; expected rows of at least one logit");
+        check_rule(*rule);
+        check_temperature(temperature);
+        raw.set(base, n, rule_temperature(*rule, temperature), "base_logits");
+        p.set(base_shaped ? base_shaped : base, n, temperature, "base_logits");
+        q.set(aligned_shaped ? aligned_shaped : aligned, n, temperature, "aligned_logits");
+        decide(*rule, &raw, kept);
+    }
+};
+
+} // namespace kad
+
+using namespace kad;
+
+extern "C" {
+
+const char * kad_last_error(void) { return last_error.c_str(); }
+
+const char * kad_version(void) { return KAD_VERSION; }
+
+int32_t kad_rule_count(void) { return rule_count(); }
+
+kad_status kad_rule_describe(int32_t kind, kad_rule_info * out) {
+    return guarded([&] {
+        need(out, "out");
+        *out = rule_info(kind);
+    });
+}
+
+kad_status kad_rule_named(const char * name, kad_rule * out) {
+    return guarded([&] {
+        need(name, "name");
+        need(out, "out");
+        std::string known;
+        for (int32_t kind = 0; kind < rule_count(); ++kind) {
+            const kad_rule_info & info = rule_info(kind);
+            if (std::strcmp(info.name, name) == 0) {
+                *out = { kind, info.threshold, 1.0 };
+                return;
+            }
+            known += (kind ? ", " : "") + std::string(info.name);
+        }
+        throw Error(KAD_INVALID_ARGUMENT, "rule \"" + std::string(name) + "\" is unknown; expected one of " + known);
+    });
+}
+
+double kad_coin(uint64_t seed, uint64_t text_number, uint64_t event, uint64_t purpose) {
+    return Coins{ seed, text_number }(event, purpose);
+}
+
+kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n, double temperature,
+                       double * pi) {
+    return guarded([&] {
+        need(pi, "pi");
+        const Pair    pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
+        const Mixture mixture(pair.p, pair.q, pair.kept);
+        for (size_t i = 0; i < n; ++i) pi[i] = mixture.probability(Token(i));
+    });
+}
+
+kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n, double temperature,
+                        uint8_t * deferred) {
+    return guarded([&] {
+        need(deferred, "deferred");
+        const Pair pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
+        for (size_t i = 0; i < n; ++i) deferred[i] = pair.kept.contains(Token(i)) ? 0 : 1;
+    });
+}
+
+kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
+                    const float * aligned_shaped, size_t n, double temperature, const double coins[4], kad_draw_result * out) {
+    return guarded([&] {
+        need(coins, "coins");
+        need(out, "out");
+        for (int i = 0; i < 4; ++i) {
+            if (!(coins[i] >= 0 && coins[i] < 1)) {
+                throw Error(KAD_INVALID_ARGUMENT, "coin " + std::to_string(coins[i]) + " is out of range; expected 0 <= coin < 1");
+            }
+        }
+        const Pair pair(rule, base, aligned, base_shaped, aligned_shaped, n, temperature);
+        DrawCoins  c;
+        c.proposal   = coins[0];
+        c.acceptance = coins[1];
+        c.residual   = coins[2];
+        c.source     = coins[3];
+        const Token   x = pair.q.draw(c.proposal);
+        const Outcome y = draw(pair.p, pair.q, pair.kept, x, c);
+        const Mixture pi(pair.p, pair.q, pair.kept);
+        *out = { y.token, x, y.source, pi.alpha(), std::log(pi.probability(y.token)), pi.base_share(y.token) };
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,57 @@
+// What the loop needs of a model, a vocabulary and a sampler chain; llama.cpp implements it in model.cpp, tables of numbers
+// implement it in the tests.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../core/notation.h"
+
+namespace kad {
+
+// One model and the one sequence in its cache.
+class LanguageModel {
+public:
+    virtual ~LanguageModel() = default;
+
+    virtual size_t n_vocab() const    = 0; // width of a row
+    virtual size_t n_ctx() const      = 0; // most tokens in the cache
+    virtual size_t max_batch() const  = 0; // most tokens per evaluate()
+    virtual size_t max_rows() const   = 0; // most rows per evaluate()
+    virtual bool   can_rewind() const = 0; // can drop() keep a part of the sequence?
+
+    // Appends n <= max_batch() tokens at positions at, at+1, ...; the cache holds exactly `at` tokens before. Afterwards
+    // row(i) is the logits after the (n - n_rows + i)-th of them. Throws; then the cache holds an unknown number >= at.
+    virtual void evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) = 0;
+
+    // n_vocab() logits, until the next evaluate().
+    virtual const float * row(size_t i) const = 0;
+
+    // Keeps the first `keep` tokens. With can_rewind() false only 0 is allowed.
+    virtual void drop(size_t keep) = 0;
+};
+
+enum class TokenKind { Text, Control, End, Empty };
+
+class Vocabulary {
+public:
+    virtual ~Vocabulary() = default;
+
+    virtual size_t              size() const            = 0;
+    virtual const std::string & bytes(Token id) const   = 0; // of a control token: its spelling
+    virtual TokenKind           kind(Token id) const    = 0;
+    virtual int32_t             type(Token id) const    = 0; // llama.cpp's token type, for comparing vocabularies
+
+    // Tokenises valid UTF-8 that continues a text: special-token spellings are plain text, no space is put before the first
+    // word, no BOS.
+    virtual std::vector<Token> tokenize_continuation(const std::string & text) const = 0;
+};
+
+// A speaker's samplers: reads n logits, writes them shaped (dropped tokens -inf), before the temperature.
+class Shaper {
+public:
+    virtual ~Shaper() = default;
+    virtual void shape(const float * logits, float * shaped, size_t n) = 0;
+};
+
+} // namespace kad

@@ -1,0 +1,469 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include "llama.h"
+#include "llama_log.h"
+
+namespace kad {
+
+static const char * role_name(kad_role role) { return role == KAD_ROLE_BASE ? "base" : "aligned"; }
+
+// ---- llama.cpp's own fields, by name ---------------------------------------------------------------------------------
+
+namespace {
+
+struct Field {
+    const char * name;
+    double       low, high;
+    bool         integer;
+    void (*set)(llama_model_params &, llama_context_params &, double);
+};
+
+#define KAD_FIELD(where, name, low, high, integer)                                                                       \
+    { #name, low, high, integer, [](llama_model_params & model, llama_context_params & context, double value) {          \
+         (void) model;                                                                                                   \
+         (void) context;                                                                                                 \
+         where.name = static_cast<decltype(where.name)>(value);                                                          \
+     } }
+
+constexpr double BIG = 1 << 30;
+
+const Field FIELDS[] = {
+    KAD_FIELD(model, split_mode, 0, 3, true),
+    KAD_FIELD(model, load_mode, -1, 4, true),
+    KAD_FIELD(model, lazy_mode, 0, 2, true),
+    KAD_FIELD(model, main_gpu, 0, 1024, true),
+    KAD_FIELD(model, check_tensors, 0, 1, true),
+    KAD_FIELD(model, use_extra_bufts, 0, 1, true),
+    KAD_FIELD(model, no_host, 0, 1, true),
+    KAD_FIELD(context, n_batch, 1, BIG, true),
+    KAD_FIELD(context, n_ubatch, 1, BIG, true),
+    KAD_FIELD(context, n_threads, 1, 1024, true),
+    KAD_FIELD(context, n_threads_batch, 1, 1024, true),
+    KAD_FIELD(context, rope_scaling_type, -1, 3, true),
+    KAD_FIELD(context, flash_attn_type, -1, 1, true),
+    KAD_FIELD(context, rope_freq_base, 0, 1e12, false),
+    KAD_FIELD(context, rope_freq_scale, 0, 1e6, false),
+    KAD_FIELD(context, yarn_ext_factor, -1, 1e6, false),
+    KAD_FIELD(context, yarn_attn_factor, -1, 1e6, false),
+    KAD_FIELD(context, yarn_beta_fast, -1, 1e6, false),
+    KAD_FIELD(context, yarn_beta_slow, -1, 1e6, false),
+    KAD_FIELD(context, yarn_orig_ctx, 0, BIG, true),
+    KAD_FIELD(context, type_k, 0, GGML_TYPE_COUNT - 1, true),
+    KAD_FIELD(context, type_v, 0, GGML_TYPE_COUNT - 1, true),
+    KAD_FIELD(context, offload_kqv, 0, 1, true),
+    KAD_FIELD(context, op_offload, 0, 1, true),
+};
+
+#undef KAD_FIELD
+
+// Fields that would break what the engine promises, and where to say it instead.
+const std::pair<const char *, const char *> OWN_FIELDS[] = {
+    { "n_gpu_layers", "use n_gpu_layers or n_gpu_layers_aligned" },
+    { "n_ctx", "use n_ctx" },
+    { "vocab_only", "a model must have its weights" },
+    { "no_alloc", "a model must have its weights" },
+    { "n_seq_max", "the engine runs one sequence" },
+    { "n_rs_seq", "the engine sets it" },
+    { "n_outputs_max", "the engine sets it" },
+    { "n_outputs_max_per_seq", "the engine sets it" },
+    { "embeddings", "logits are needed" },
+    { "attention_type", "attention is causal" },
+    { "pooling_type", "logits are needed" },
+    { "swa_full", "rewinding needs the full-size cache" },
+    { "kv_unified", "the engine sets it" },
+    { "no_perf", "the engine sets it" },
+    { "ctx_type", "the engine sets it" },
+    { "defrag_thold", "llama.cpp no longer reads it" },
+    { "load_mtp", "the engine does not use such layers" },
+};
+
+// What llama.cpp accepts as a cache type (its -ctk and -ctv).
+constexpr ggml_type CACHE_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,    GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                                      GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 };
+
+std::string number(double value) {
+    std::string text = std::to_string(value);
+    while (text.size() > 1 && text.back() == '0') text.pop_back();
+    if (text.back() == '.') text.pop_back();
+    return text;
+}
+
+bool abort_requested(void * data) { return static_cast<const std::atomic<bool> *>(data)->load(std::memory_order_relaxed); }
+
+} // namespace
+
+int32_t cache_type(const std::string & name) {
+    for (const ggml_type type : CACHE_TYPES) {
+        if (name == ggml_type_name(type)) return type;
+    }
+    return -1;
+}
+
+const char * cache_type_name(int32_t type) {
+    for (const ggml_type known : CACHE_TYPES) {
+        if (type == known) return ggml_type_name(known);
+    }
+    return "";
+}
+
+void check_field(const std::string & name, double value, const char * whose) {
+    const std::string what = std::string(whose) + " field \"" + name + "\"";
+    for (const auto & own : OWN_FIELDS) {
+        if (name == own.first) throw Error(KAD_INVALID_ARGUMENT, what + " cannot be set: " + own.second);
+    }
+    std::string known;
+    for (const Field & field : FIELDS) {
+        if (name == field.name) {
+            const bool whole = !field.integer || value == std::floor(value);
+            if (!(value >= field.low && value <= field.high) || !whole) {
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + number(value) + "; expected " + (field.integer ? "a whole number " : "a number ") +
+                                                      number(field.low) + " to " + number(field.high));
+            }
+            if ((name == "type_k" || name == "type_v") && !*cache_type_name(int32_t(value))) {
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + number(value) + ", a type that no cache can have; expected one of f32, f16, "
+                                                         "bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1");
+            }
+            return;
+        }
+        known += (known.empty() ? "" : ", ") + std::string(field.name);
+    }
+    throw Error(KAD_INVALID_ARGUMENT, what + " is unknown; expected one of " + known);
+}
+
+bool ModelOptions::has(const std::string & name) const {
+    return std::any_of(fields.begin(), fields.end(), [&](const auto & field) { return field.first == name; });
+}
+
+double ModelOptions::get(const std::string & name, double fallback) const {
+    for (const auto & field : fields) {
+        if (field.first == name) return field.second;
+    }
+    return fallback;
+}
+
+static void apply_fields(const ModelOptions & options, llama_model_params & model, llama_context_params & context) {
+    for (const auto & [name, value] : options.fields) {
+        for (const Field & field : FIELDS) {
+            if (name == field.name) field.set(model, context, value);
+        }
+    }
+}
+
+// ---- Loading ------------------------------------------------------------------------------------------------------------
+
+LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose, const std::function<bool(double)> & progress)
+    : options_(options), role_(role) {
+    llama_model_params   params  = llama_model_default_params();
+    llama_context_params context = llama_context_default_params();
+    apply_fields(options, params, context);
+    params.n_gpu_layers = options.n_gpu_layers;
+    params.vocab_only   = options.vocab_only;
+    struct Watch {
+        const std::function<bool(double)> & progress;
+        bool                                gave_up = false;
+    } watch{ progress };
+    params.progress_callback           = [](float fraction, void * data) {
+        Watch * w = static_cast<Watch *>(data);
+        if (w->progress && !w->progress(double(fraction))) w->gave_up = true;
+        return !w->gave_up;
+    };
+    params.progress_callback_user_data = &watch;
+
+    LlamaLog log(verbose);
+    model_ = llama_model_load_from_file(options.path.c_str(), params);
+    if (watch.gave_up) {
+        if (model_) llama_model_free(model_);
+        throw Error(KAD_INTERRUPTED, "loading \"" + options.path + "\" was interrupted");
+    }
+    if (!model_) throw Error(KAD_FILE_ERROR, "\"" + options.path + "\" cannot be loaded" + log.reason());
+    try {
+        check_role();
+        read_vocabulary();
+    } catch (...) {
+        llama_model_free(model_);
+        throw;
+    }
+}
+
+LlamaModel::~LlamaModel() {
+    free_context();
+    llama_model_free(model_);
+}
+
+void LlamaModel::check_role() const {
+    const std::string who = "\"" + options_.path + "\" ";
+    if (llama_model_has_encoder(model_) || !llama_model_has_decoder(model_)) {
+        throw Error(KAD_MODEL_ERROR, who + "is an encoder or encoder-decoder model; expected a causal language model");
+    }
+    if (llama_model_is_diffusion(model_)) {
+        throw Error(KAD_MODEL_ERROR, who + "is a diffusion model and does not write from left to right; expected a causal language model");
+    }
+}
+
+void LlamaModel::read_vocabulary() {
+    vocab_ = llama_model_get_vocab(model_);
+    const int32_t n = llama_vocab_n_tokens(vocab_);
+    if (n <= 0 || llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" has no vocabulary and cannot write text");
+    }
+    bytes_.resize(size_t(n));
+    kinds_.resize(size_t(n));
+    types_.resize(size_t(n));
+    std::vector<char> buffer(256);
+    constexpr int TYPES = LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_UNUSED | LLAMA_TOKEN_ATTR_NORMAL | LLAMA_TOKEN_ATTR_CONTROL |
+                          LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_BYTE;
+    for (int32_t id = 0; id < n; ++id) {
+        const int  attributes = llama_vocab_get_attr(vocab_, id);
+        const bool control    = (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0;
+        int32_t    size       = llama_token_to_piece(vocab_, id, buffer.data(), int32_t(buffer.size()), 0, true);
+        if (size < 0) {
+            buffer.resize(size_t(-size));
+            size = llama_token_to_piece(vocab_, id, buffer.data(), int32_t(buffer.size()), 0, true);
+        }
+        bytes_[size_t(id)].assign(buffer.data(), size_t(std::max(0, size)));
+        types_[size_t(id)] = attributes & TYPES;
+        kinds_[size_t(id)] = llama_vocab_is_eog(vocab_, id)  ? TokenKind::End
+                             : control                       ? TokenKind::Control
+                             : bytes_[size_t(id)].empty()    ? TokenKind::Empty
+                                                             : TokenKind::Text;
+    }
+    const std::vector<Token> probe = tokenize("x", false);
+    adds_space_ = !probe.empty() && bytes_[size_t(probe[0])].substr(0, 1) == " ";
+
+    char text[512];
+    llama_model_desc(model_, text, sizeof text);
+    description_ = text;
+    architecture_ = llama_model_meta_val_str(model_, "general.architecture", text, sizeof text) >= 0 ? text : "";
+    const char * tmpl = llama_model_chat_template(model_, nullptr);
+    chat_template_ = tmpl ? tmpl : "";
+    const auto spelling = [&](llama_token id) { return id >= 0 && id < n ? bytes_[size_t(id)] : std::string(); };
+    bos_text_    = spelling(llama_vocab_bos(vocab_));
+    eos_text_    = spelling(llama_vocab_eos(vocab_));
+    n_ctx_train_ = uint32_t(std::max(0, llama_model_n_ctx_train(model_)));
+    // What the cache of such a model can do is known only with a context; these two kinds keep no history to return to.
+    can_rewind_ = !llama_model_is_recurrent(model_) && !llama_model_is_hybrid(model_);
+}
+
+void LlamaModel::free_context() {
+    if (context_) llama_free(context_);
+    context_ = nullptr;
+}
+
+static int32_t physical_cores() {
+    const int32_t logical = int32_t(std::thread::hardware_concurrency());
+    return std::max(1, logical > 4 ? logical / 2 : logical); // llama.cpp's own rule of thumb
+}
+
+void LlamaModel::make_context(const ContextOptions & options, bool verbose, const std::atomic<bool> * cancel) {
+    free_context();
+    llama_model_params   model  = llama_model_default_params();
+    llama_context_params params = llama_context_default_params();
+    params.n_batch   = 512;
+    params.n_ubatch  = 512;
+    params.n_threads = params.n_threads_batch = options.n_threads > 0 ? options.n_threads : physical_cores();
+    apply_fields(options_, model, params);
+    if (options.type_k >= 0) params.type_k = ggml_type(options.type_k);
+    if (options.type_v >= 0) params.type_v = ggml_type(options.type_v);
+    params.n_ctx         = options.n_ctx;
+    params.n_batch       = std::min(params.n_batch, options.n_ctx);
+    params.n_ubatch      = std::min(params.n_ubatch, params.n_batch);
+    params.n_seq_max     = 1;
+    params.n_outputs_max = uint32_t(std::min<size_t>(MAX_ROWS, params.n_batch));
+    params.swa_full      = true; // rewinding needs what a sliding window would have dropped
+    params.no_perf       = true;
+    params.embeddings    = false;
+    cancel_ = cancel;
+    if (cancel) {
+        params.abort_callback      = abort_requested;
+        params.abort_callback_data = const_cast<std::atomic<bool> *>(cancel);
+    }
+    LlamaLog log(verbose);
+    try {
+        context_ = llama_init_from_model(model_, params);
+    } catch (const std::exception & e) {
+        throw Error(KAD_MODEL_ERROR, "no context for \"" + options_.path + "\": " + e.what());
+    }
+    if (!context_) {
+        throw Error(KAD_MODEL_ERROR, "no context for \"" + options_.path + "\" with n_ctx " + std::to_string(options.n_ctx) + ", cache types " +
+                                         ggml_type_name(params.type_k) + "/" + ggml_type_name(params.type_v) + log.reason());
+    }
+    if (!llama_get_memory(context_)) {
+        free_context();
+        throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" keeps no memory of a text (an encoder, " + architecture_ +
+                                         "); expected a causal language model");
+    }
+    n_ctx_   = options.n_ctx;
+    n_batch_ = std::min<size_t>(llama_n_batch(context_), options.n_ctx);
+    type_k_  = params.type_k;
+    type_v_  = params.type_v;
+    type_k_name_ = ggml_type_name(params.type_k);
+    type_v_name_ = ggml_type_name(params.type_v);
+    devices_.clear();
+    const bool offload = llama_supports_gpu_offload() && options_.n_gpu_layers != 0;
+    for (size_t i = 0; offload && i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            devices_ += (devices_.empty() ? "" : ", ") + std::string(ggml_backend_dev_name(device));
+        }
+    }
+    if (devices_.empty()) devices_ = "CPU";
+}
+
+// ---- Evaluation -----------------------------------------------------------------------------------------------------------
+
+void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) {
+    // llama.cpp ends the process on a batch that is too large; nothing of the kind may reach it.
+    if (n == 0 || n > n_batch_ || n_rows > std::min(n, max_rows()) || at + n > n_ctx_) {
+        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(n) + " tokens at " + std::to_string(at) + " with " +
+                                            std::to_string(n_rows) + " rows exceeds a batch of " + std::to_string(n_batch_) +
+                                            " or a context of " + std::to_string(n_ctx_));
+    }
+    for (size_t i = 0; i < n; ++i) {
+        if (tokens[i] < 0 || size_t(tokens[i]) >= bytes_.size()) {
+            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(tokens[i]) + " is not in the vocabulary of the " +
+                                                  role_name(role_) + " model (0 to " + std::to_string(bytes_.size() - 1) + ")");
+        }
+    }
+    thread_local std::vector<llama_pos>      positions;
+    thread_local std::vector<int32_t>        n_seq;
+    thread_local std::vector<llama_seq_id *> seq_ids;
+    thread_local std::vector<int8_t>         wanted;
+    static llama_seq_id                      sequence = 0;
+    positions.resize(n);
+    n_seq.assign(n, 1);
+    seq_ids.assign(n, &sequence);
+    wanted.assign(n, 0);
+    for (size_t i = 0; i < n; ++i) positions[i] = llama_pos(at + i);
+    for (size_t i = n - n_rows; i < n; ++i) wanted[i] = 1;
+
+    const llama_batch batch  = { int32_t(n),      const_cast<Token *>(tokens), nullptr, positions.data(),
+                                 n_seq.data(), seq_ids.data(),              wanted.data() };
+    const int32_t     result = llama_decode(context_, batch);
+    llama_synchronize(context_);
+    first_row_ = n - n_rows;
+    n_rows_    = n_rows;
+    if (result == 0) return;
+    if (result == 2 || (cancel_ && cancel_->load())) throw Error(KAD_INTERRUPTED, "interrupted");
+    throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(n) + " tokens at position " + std::to_string(at) +
+                                           " of the " + role_name(role_) + " model (llama_decode answered " + std::to_string(result) + ")");
+}
+
+const float * LlamaModel::row(size_t i) const {
+    const float * logits = i < n_rows_ ? llama_get_logits_ith(context_, int32_t(first_row_ + i)) : nullptr;
+    if (!logits) throw Error(KAD_INTERNAL_ERROR, "no row " + std::to_string(i) + " after a pass with " + std::to_string(n_rows_));
+    return logits;
+}
+
+void LlamaModel::drop(size_t keep) {
+    llama_memory_t memory = llama_get_memory(context_);
+    if (keep == 0) {
+        llama_memory_clear(memory, false);
+    } else if (!llama_memory_seq_rm(memory, 0, llama_pos(keep), -1)) {
+        throw Error(KAD_INTERNAL_ERROR, "the cache of the " + std::string(role_name(role_)) + " model cannot drop a suffix");
+    }
+}
+
+// ---- Vocabulary -------------------------------------------------------------------------------------------------------------
+
+std::vector<Token> LlamaModel::tokenize(const std::string & text, bool parse_special) const {
+    if (text.size() > size_t(std::numeric_limits<int32_t>::max()) / 2) {
+        throw Error(KAD_INVALID_ARGUMENT, "a text of " + std::to_string(text.size()) + " bytes is too long to tokenise");
+    }
+    std::vector<Token> ids(text.size() + 8);
+    int32_t n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false, parse_special);
+    if (n < 0) {
+        ids.resize(size_t(-n));
+        n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false, parse_special);
+    }
+    ids.resize(size_t(std::max(0, n)));
+    return ids;
+}
+
+// A tokenizer that puts a space before the first word is given a first word to put it before, which is then taken off: the
+// first of a few prefixes that ends at a token's end.
+std::vector<Token> LlamaModel::tokenize_continuation(const std::string & text) const {
+    if (text.empty()) return {};
+    if (!adds_space_) return tokenize(text, false);
+    for (const char * prefix : { "\n", "x", ".", "0" }) {
+        std::vector<Token> ids  = tokenize(prefix + text, false);
+        size_t             used = 0;
+        for (size_t i = 0; i < ids.size() && used <= std::strlen(prefix) + 1; ++i) {
+            const std::string & piece = bytes_[size_t(ids[i])];
+            used += piece.size();
+            // The space may be a token of its own.
+            const bool with_space = used == std::strlen(prefix) + 1 && piece.substr(piece.size() - 1) == prefix;
+            if (with_space) return { ids.begin() + ptrdiff_t(i) + 1, ids.end() };
+        }
+    }
+    return tokenize(text, false);
+}
+
+// ---- Samplers ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Truncating samplers drop tokens and leave the others' logits as they are, so only which ones survive is read back.
+class Samplers : public Shaper {
+public:
+    explicit Samplers(llama_sampler * chain) : chain_(chain) {}
+    ~Samplers() override { llama_sampler_free(chain_); }
+
+    void shape(const float * logits, float * shaped, size_t n) override {
+        candidates_.clear();
+        for (size_t i = 0; i < n; ++i) {
+            if (logits[i] != -INFINITY) candidates_.push_back({ llama_token(i), logits[i], 0 });
+            shaped[i] = -INFINITY;
+        }
+        llama_token_data_array array = { candidates_.data(), candidates_.size(), -1, false };
+        llama_sampler_apply(chain_, &array);
+        for (size_t i = 0; i < array.size; ++i) shaped[array.data[i].id] = logits[array.data[i].id];
+    }
+
+private:
+    llama_sampler *               chain_;
+    std::vector<llama_token_data> candidates_;
+};
+
+} // namespace
+
+std::unique_ptr<Shaper> LlamaModel::samplers(int32_t top_k, double top_p, double min_p) {
+    if (top_k <= 0 && top_p >= 1 && min_p <= 0) return nullptr;
+    llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    if (top_k > 0) llama_sampler_chain_add(chain, llama_sampler_init_top_k(top_k));
+    if (top_p < 1) llama_sampler_chain_add(chain, llama_sampler_init_top_p(float(top_p), 1));
+    if (min_p > 0) llama_sampler_chain_add(chain, llama_sampler_init_min_p(float(min_p), 1));
+    return std::make_unique<Samplers>(chain);
+}
+
+void LlamaModel::describe(kad_model_info & info) const {
+    info               = {};
+    info.loaded        = 1;
+    info.description   = description_.c_str();
+    info.architecture  = architecture_.c_str();
+    info.weight_bytes  = options_.vocab_only ? 0 : llama_model_size(model_);
+    info.n_params      = options_.vocab_only ? 0 : llama_model_n_params(model_);
+    info.n_vocab       = int32_t(bytes_.size());
+    info.n_ctx_train   = int32_t(n_ctx_train_);
+    info.n_ctx         = int32_t(n_ctx_);
+    info.n_batch       = int32_t(n_batch_);
+    info.n_layer       = options_.vocab_only ? 0 : llama_model_n_layer(model_);
+    info.can_rewind    = can_rewind_;
+    info.max_pass      = int32_t(n_batch_);
+    info.type_k        = type_k_name_.c_str();
+    info.type_v        = type_v_name_.c_str();
+    info.devices       = devices_.c_str();
+    info.chat_template = chat_template_.c_str();
+    info.bos           = llama_vocab_bos(vocab_);
+    info.eos           = llama_vocab_eos(vocab_);
+    info.add_bos       = llama_vocab_get_add_bos(vocab_);
+    info.bos_text      = bos_text_.c_str();
+    info.eos_text      = eos_text_.c_str();
+}
+
+} // namespace kad

@@ -1,0 +1,205 @@
+#include "text_bridge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <unordered_map>
+
+#include "utf8.h"
+
+namespace kad {
+
+VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned) {
+    VocabularyComparison result;
+    const size_t         n = std::min(base.size(), aligned.size());
+    for (size_t i = 0; i < n; ++i) {
+        const Token id = Token(i);
+        if (base.type(id) == aligned.type(id) && base.bytes(id) == aligned.bytes(id)) continue;
+        ++result.n_differing;
+        if (result.differing.size() < 5) result.differing.push_back(id);
+    }
+    result.equal = result.n_differing == 0;
+    std::unordered_map<std::string, int> known;
+    for (size_t i = 0; i < base.size(); ++i) {
+        if (base.kind(Token(i)) == TokenKind::Text) known.emplace(base.bytes(Token(i)), 0);
+    }
+    size_t text = 0, shared = 0;
+    for (size_t i = 0; i < aligned.size(); ++i) {
+        if (aligned.kind(Token(i)) != TokenKind::Text) continue;
+        ++text;
+        shared += known.count(aligned.bytes(Token(i)));
+    }
+    result.overlap = text ? double(shared) / double(text) : 0;
+    return result;
+}
+
+EventSpace::EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal) {
+    sides_[KAD_ROLE_BASE].vocabulary    = base;
+    sides_[KAD_ROLE_ALIGNED].vocabulary = aligned;
+    if (base && aligned && !equal) {
+        merge_bytes();
+    } else {
+        share_ids();
+    }
+}
+
+// Which ids take part, which are forbidden, which end the text.
+void EventSpace::fill(Side & side, size_t n, const std::vector<bool> & ends) {
+    side.n = n;
+    for (size_t i = 0; i < n; ++i) {
+        const TokenKind kind = side.vocabulary->kind(Token(i));
+        if (ends[i]) {
+            side.ends.push_back(Token(i));
+        } else if (kind != TokenKind::Text) {
+            side.forbidden.push_back(Token(i));
+        }
+    }
+}
+
+void EventSpace::share_ids() {
+    size_t n = SIZE_MAX;
+    for (const Side & side : sides_) {
+        if (side.vocabulary) n = std::min(n, side.vocabulary->size());
+    }
+    std::vector<bool> ends(n, false); // the union of both models' sets
+    for (const Side & side : sides_) {
+        for (size_t i = 0; side.vocabulary && i < n; ++i) {
+            if (side.vocabulary->kind(Token(i)) == TokenKind::End) ends[i] = true;
+        }
+    }
+    n_events_ = n;
+    for (Side & side : sides_) {
+        if (!side.vocabulary) continue;
+        fill(side, n, ends);
+        if (!side.ends.empty()) end_ = side.ends[0];
+        side.event_of.resize(n);
+        for (size_t i = 0; i < n; ++i) side.event_of[i] = Token(i);
+        for (const Token id : side.forbidden) side.event_of[size_t(id)] = -1;
+        for (const Token id : side.ends) side.event_of[size_t(id)] = end_;
+        side.id_of = side.event_of;
+    }
+}
+
+// Events in the order base ids, then aligned ids. Bytes that are no whole characters never merge across the models: whoever
+// starts a character finishes it.
+void EventSpace::merge_bytes() {
+    shared_ids_ = false;
+    std::unordered_map<std::string, Token> whole, own;
+    for (const int role : { KAD_ROLE_BASE, KAD_ROLE_ALIGNED }) {
+        Side &            side = sides_[role];
+        const size_t      n    = side.vocabulary->size();
+        std::vector<bool> ends(n, false);
+        for (size_t i = 0; i < n; ++i) ends[i] = side.vocabulary->kind(Token(i)) == TokenKind::End;
+        fill(side, n, ends);
+        side.event_of.assign(n, -1);
+        own.clear();
+        for (size_t i = 0; i < n; ++i) {
+            const Token id = Token(i);
+            if (ends[i]) {
+                if (end_ < 0) end_ = Token(n_events_++);
+                side.event_of[i] = end_;
+            } else if (side.vocabulary->kind(id) == TokenKind::Text) {
+                const std::string & bytes = side.vocabulary->bytes(id);
+                const auto found = (well_formed(bytes) ? whole : own).emplace(bytes, Token(n_events_));
+                if (found.second) ++n_events_;
+                side.event_of[i] = found.first->second;
+            }
+        }
+    }
+    for (Side & side : sides_) {
+        side.id_of.assign(n_events_, -1);
+        for (size_t i = 0; i < side.n; ++i) {
+            const Token event = side.event_of[i];
+            if (event < 0) continue;
+            if (side.id_of[size_t(event)] < 0) {
+                side.id_of[size_t(event)] = Token(i);
+            } else if (event != end_) {
+                side.merged.push_back(Token(i));
+            }
+        }
+    }
+}
+
+// log(exp(a) + exp(b)) in double.
+static double log_add(double a, double b) {
+    const double high = std::max(a, b);
+    if (high == -INFINITY) return high;
+    return high + std::log1p(std::exp(std::min(a, b) - high));
+}
+
+void EventSpace::prepare(kad_role role, const float * logits, float * out) const {
+    const Side & side = sides_[role];
+    std::memcpy(out, logits, side.n * sizeof(float));
+    for (const Token id : side.forbidden) out[id] = -INFINITY;
+    if (side.ends.size() < 2) return;
+    double folded = -INFINITY;
+    for (const Token id : side.ends) {
+        // NaN would pass max() unseen; it must reach the check of the row.
+        folded = std::isnan(out[id]) ? out[id] : log_add(folded, out[id]);
+        if (std::isnan(folded)) break;
+    }
+    for (const Token id : side.ends) out[id] = -INFINITY;
+    out[side.ends[0]] = float(folded);
+}
+
+void EventSpace::project(kad_role role, const float * row, float * out) const {
+    const Side & side = sides_[role];
+    if (shared_ids_) {
+        std::memcpy(out, row, side.n * sizeof(float));
+        return;
+    }
+    for (size_t e = 0; e < n_events_; ++e) {
+        const Token id = side.id_of[e];
+        out[e] = id >= 0 ? row[id] : -INFINITY;
+    }
+    for (const Token id : side.merged) {
+        float & sum = out[side.event_of[size_t(id)]];
+        sum = float(log_add(sum, row[id]));
+    }
+}
+
+const std::string & EventSpace::bytes(Token event) const {
+    static const std::string none;
+    if (ends(event)) return none;
+    for (const Side & side : sides_) {
+        if (side.vocabulary && side.id_of[size_t(event)] >= 0) return side.vocabulary->bytes(side.id_of[size_t(event)]);
+    }
+    return none;
+}
+
+Token EventSpace::id(kad_role role, Token event) const {
+    return sides_[role].vocabulary ? sides_[role].id_of[size_t(event)] : -1;
+}
+
+static bool letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+
+static bool ends_word(char c) { return letter(c) || (c >= '0' && c <= '9') || std::strchr(".,;:!?", c) != nullptr; }
+
+size_t next_cut(const std::string & text, size_t from) {
+    constexpr size_t LONGEST = 256;
+    for (size_t i = from + 1; i + 1 < text.size(); ++i) {
+        if (text[i] == ' ' && letter(text[i + 1]) && text[i - 1] && ends_word(text[i - 1])) return i;
+        if (text[i - 1] == '\n' && letter(text[i])) return i;
+        if (i - from >= LONGEST) {
+            // No word ended: cut at the start of the next character.
+            const unsigned char c = static_cast<unsigned char>(text[i]);
+            if (c < 0x80 || c >= 0xC0) return i;
+            if (i - from >= LONGEST + 4) return i; // only continuation bytes: no characters here
+        }
+    }
+    return std::string::npos;
+}
+
+const std::vector<Token> & TextTokens::tokens(const std::string & text) {
+    tokens_.resize(settled_);
+    for (size_t cut; (cut = next_cut(text, cut_)) != std::string::npos; cut_ = cut) {
+        const std::vector<Token> piece = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_, cut - cut_)));
+        tokens_.insert(tokens_.end(), piece.begin(), piece.end());
+    }
+    settled_ = tokens_.size();
+    const std::vector<Token> tail = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_)));
+    tokens_.insert(tokens_.end(), tail.begin(), tail.end());
+    return tokens_;
+}
+
+} // namespace kad

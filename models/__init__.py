@@ -1,0 +1,1 @@
+"""The small fixtures and the script that makes them; see README.md beside this file."""

@@ -1,0 +1,274 @@
+"""The command line: every flag, its help, and what it means to the engine.
+
+Flags are llama.cpp's where it has one. The aligned model's have the same name with an `a` at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+USAGE = """\
+kad-llama -m BASE.gguf -a ALIGNED.gguf [-p TEXT | -f FILE] [options]
+       kad-llama --demo [-p TEXT | -f FILE] [options]
+       kad-llama inspect -m BASE.gguf -a ALIGNED.gguf [options]
+       kad-llama rules"""
+
+DESCRIPTION = """\
+A large base model, aligned at inference time by a small aligned model.
+With no prompt on a terminal: an interactive chat. With -p, -f or piped standard input: one answer.
+The text goes to standard output, everything else to standard error."""
+
+MAX_TOKENS = 256
+
+# llama.h's enum llama_load_mode, by (memory map, lock).
+_LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
+
+_FLASH_ATTENTION = {"on": 1, "off": 0, "auto": -1}
+
+
+def rule_temperature(text: str) -> float | str:
+    """The value of --rule-temp: a number, or the word `sampling`."""
+    if text == "sampling":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a number or 'sampling'") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command itself."""
+    result = _new_parser("kad-llama", USAGE, DESCRIPTION)
+    _add_models(result)
+    _add_prompt(result)
+    _add_sampling(result)
+    _add_rule(result)
+    _add_speed(result)
+    _add_llama(result)
+    _add_output(result)
+    return result
+
+
+def inspect_parser() -> argparse.ArgumentParser:
+    """The parser of `kad-llama inspect`."""
+    result = _new_parser(
+        "kad-llama inspect",
+        "kad-llama inspect [-m BASE.gguf] [-a ALIGNED.gguf] [options]",
+        "What two files are, what they need, and how they fit together.",
+    )
+    _add_models(result)
+    result.add_argument("-p", "--prompt", metavar="TEXT", default="Why is the sky blue?", help="the sample prompt")
+    _add_llama(result)
+    group = result.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+    return result
+
+
+def rules_parser() -> argparse.ArgumentParser:
+    """The parser of `kad-llama rules`."""
+    return _new_parser("kad-llama rules", "kad-llama rules", "Print the table of rules: which tokens the base keeps.")
+
+
+def _new_parser(name: str, usage: str, description: str) -> argparse.ArgumentParser:
+    # No abbreviations: a flag added later must not change what a script means.
+    return argparse.ArgumentParser(
+        prog=name,
+        usage=usage,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_models(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("models")
+    group.add_argument("-m", "--model", metavar="FILE", help="GGUF of the base model, large and unaligned")
+    group.add_argument("-a", "--aligned", metavar="FILE", help="GGUF of the aligned model, small")
+
+
+def _add_prompt(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("prompt")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and leave")
+    source.add_argument("-f", "--file", metavar="FILE", help="answer what the file holds; - is standard input")
+    group.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    group.add_argument("--raw", action="store_true", help="no templates: both models continue the text as it stands")
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end the text before this string; may be repeated"
+    )
+    group.add_argument("--demo", action="store_true", help="run the demo pair; needs the `demo` extra")
+
+
+def _add_sampling(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("sampling")
+    group.add_argument(
+        "-n", "--max-tokens", type=int, metavar="N", help="most tokens of an answer (default 256; the demo's: 120)"
+    )
+    group.add_argument(
+        "--temp", type=float, default=1.0, metavar="X", help="temperature; 0 = each speaker's best token (default 1.0)"
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="N", help="keep the N best tokens (default 0: off)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling (default 1.0: off)")
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="X", help="drop tokens below X of the best (default 0.0: off)"
+    )
+    group.add_argument("-s", "--seed", type=int, metavar="N", help="same seed, same text (default: drawn)")
+
+
+def _add_rule(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("who speaks")
+    group.add_argument("--rule", default="dual", metavar="NAME", help="see `kad-llama rules` (default dual)")
+    group.add_argument("--threshold", type=float, metavar="X", help="the rule's parameter (default: the rule's own)")
+    group.add_argument(
+        "--rule-temp",
+        type=rule_temperature,
+        default=1.0,
+        metavar="X|sampling",
+        help="temperature at which the rule compares (default 1.0); sampling = the one of --temp",
+    )
+
+
+def _add_speed(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("how it runs")
+    group.add_argument(
+        "--draft", type=int, default=3, metavar="N", help="tokens guessed ahead (default 3); 0 = lazy, no guesses"
+    )
+    group.add_argument("--no-spec", action="store_true", help="plain: both models at every token")
+    group.add_argument(
+        "--reproducible", action="store_true", help="the text does not depend on --draft, --no-spec or what ran before"
+    )
+
+
+def _add_llama(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("llama.cpp")
+    group.add_argument(
+        "-c", "--ctx-size", type=int, default=4096, metavar="N", help="context in tokens, per model (default 4096)"
+    )
+    group.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: the physical cores)")
+    group.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1 = all")
+    _add_model_flags(group, "", "")
+    group = result.add_argument_group("llama.cpp, for the aligned model")
+    group.add_argument("-ngla", type=int, default=-1, metavar="N", help="layers on the GPU; -1 = all")
+    _add_model_flags(group, "a", "_aligned")
+
+
+def _add_model_flags(group: Any, suffix: str, where: str) -> None:
+    """The flags that each model has for itself; `suffix` ends their names, `where` their destinations."""
+
+    def add(short: str, long: str, name: str, **keywords: Any) -> None:
+        names = [short + suffix] if suffix else [short, long]
+        group.add_argument(*names, dest=name + where, **keywords)
+
+    add("-fa", "--flash-attn", "flash_attn", choices=list(_FLASH_ATTENTION), help="flash attention")
+    add("-ctk", "--cache-type-k", "type_k", metavar="TYPE", help="type of the K cache: f16, q8_0 ...")
+    add("-ctv", "--cache-type-v", "type_v", metavar="TYPE", help="type of the V cache")
+    add("-b", "--batch-size", "n_batch", type=int, metavar="N", help="tokens per batch")
+    add("-ub", "--ubatch-size", "n_ubatch", type=int, metavar="N", help="tokens per physical batch")
+    group.add_argument(
+        "--no-mmap" + suffix, dest="no_mmap" + where, action="store_true", help="read the file instead of mapping it"
+    )
+    group.add_argument("--mlock" + suffix, dest="mlock" + where, action="store_true", help="keep the model in memory")
+
+
+def _add_output(result: argparse.ArgumentParser) -> None:
+    group = result.add_argument_group("output")
+    group.add_argument(
+        "--color",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="colour the aligned model's tokens (default auto: on a terminal)",
+    )
+    group.add_argument("--stats", action="store_true", help="print statistics after each answer")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+    group.add_argument("--version", action="store_true", help="print versions and backends and leave")
+
+
+def check(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse combinations that contradict each other (exit status 2)."""
+    if arguments.demo:
+        if arguments.model or arguments.aligned:
+            command.error("--demo brings its own two models: leave out -m and -a")
+        if arguments.prompt is None and arguments.file is None:
+            for flag, given in (
+                ("--json", arguments.json),
+                ("--raw", arguments.raw),
+                ("--system", arguments.system is not None),
+                ("--rule", arguments.rule != "dual"),
+            ):
+                if given:
+                    command.error(f"--demo answers a fixed prompt three times: with {flag} add -p TEXT")
+    else:
+        if needs_base(arguments) and not arguments.model:
+            command.error("-m FILE, the base model, is missing (try --demo for a pair of small models)")
+        if needs_aligned(arguments) and not arguments.aligned:
+            hint = "; rule base works without it under --no-spec" if arguments.rule == "base" else ""
+            command.error(f"-a FILE, the aligned model, is missing{hint}")
+    if arguments.raw and arguments.system is not None:
+        command.error("--raw uses no templates, so --system has no place: write it into the prompt")
+
+
+def needs_base(arguments: argparse.Namespace) -> bool:
+    """Whether this run evaluates the base model."""
+    return bool(arguments.rule != "aligned")
+
+
+def needs_aligned(arguments: argparse.Namespace) -> bool:
+    """Whether this run evaluates the aligned model: under rule `base` it only guesses."""
+    return not (arguments.rule == "base" and arguments.no_spec)
+
+
+def model_params(arguments: argparse.Namespace, where: str = "") -> dict[str, Any]:
+    """llama.cpp's own fields for one model, those that were given; `where` is "" or "_aligned"."""
+
+    def given(name: str) -> Any:
+        return getattr(arguments, name + where)
+
+    params = {name: given(name) for name in ("type_k", "type_v", "n_batch", "n_ubatch") if given(name) is not None}
+    if given("flash_attn") is not None:
+        params["flash_attn_type"] = _FLASH_ATTENTION[given("flash_attn")]
+    if given("no_mmap") or given("mlock"):
+        params["load_mode"] = _LOAD_MODES[not given("no_mmap"), given("mlock")]
+    return params
+
+
+def llama_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """KadLlama's keywords that `inspect` and the command share."""
+    return {
+        "n_ctx": arguments.ctx_size,
+        "n_threads": arguments.threads,
+        "n_gpu_layers": arguments.n_gpu_layers,
+        "n_gpu_layers_aligned": arguments.ngla,
+        "base_params": model_params(arguments) or None,
+        "aligned_params": model_params(arguments, "_aligned") or None,
+        "verbose": arguments.verbose,
+    }
+
+
+def engine_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All of KadLlama's keywords but the progress function."""
+    return {
+        "rule": arguments.rule,
+        "threshold": arguments.threshold,
+        "rule_temperature": arguments.rule_temp,
+        "reproducible": arguments.reproducible,
+        **llama_keywords(arguments),
+    }
+
+
+def answer_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of KadLlama.stream()."""
+    return {
+        "max_tokens": MAX_TOKENS if arguments.max_tokens is None else arguments.max_tokens,
+        "temperature": arguments.temp,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "min_p": arguments.min_p,
+        "seed": arguments.seed,
+        "stop": arguments.stop,
+        "draft": arguments.draft,
+        "spec": not arguments.no_spec,
+        "raw": arguments.raw,
+    }
