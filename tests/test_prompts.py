@@ -6,6 +6,7 @@ The vocabularies are real ones, from the demo models; the templates are SmolLM2'
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,8 @@ def _models() -> tuple[Path, Path]:
     try:
         return demo.models()
     except KadError as error:
+        if os.environ.get("KAD_CI"):
+            raise
         pytest.skip(str(error))
 
 

@@ -176,7 +176,7 @@ def stats_lines(out: Generation) -> list[str]:
         f"  the aligned model said {_percent(stats.aligned_share)} of the tokens; mean deferred mass "
         f"{_number(stats.deferred_mass, 2)}",
     ]
-    return lines + [f"  note: {stats.note}"] if stats.note else lines
+    return [*lines, f"  note: {stats.note}"] if stats.note else lines
 
 
 def _cached(stats: Stats) -> str:
