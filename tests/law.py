@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAST_COIN = 1.0 - 2.0**-53
 TOLERANCE = 1e-6
 RULE_KINDS = {"dual": 0, "primal": 1, "nudging": 2, "base": 3, "aligned": 4}
+CORE_SOURCES = [f"core/{name}.cpp" for name in ("coins", "deferral", "draw", "logits", "mixture")] + ["c_api_rows.cpp"]
 SAMPLING = -1.0  # KAD_RULE_TEMPERATURE_SAMPLING
 
 Row32 = NDArray[np.float32]
@@ -71,7 +73,7 @@ def compile_objects(sources: Sequence[Path], include: Sequence[Path], folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     flags = COMPILE + [f"-I{path}" for path in include]
     objects = [folder / f"{source.stem}.o" for source in sources]
-    waiting = [(flags + ["-c", str(s), "-o", str(o)]) for s, o in zip(sources, objects, strict=True)]
+    waiting = [[*flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
     for start in range(0, len(waiting), 2):
         running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in waiting[start : start + 2]]
         for process in running:
@@ -212,7 +214,7 @@ def steps(signature: Callable[[float], Any], hints: Sequence[float], grid: int) 
     for a, b, at_a, at_b in zip(points, points[1:], values, values[1:], strict=False):
         breaks += _refine(signature, a, b, at_a, at_b)
     breaks.append(1.0)
-    for a, b in zip(breaks, breaks[1:], strict=False):
+    for a, b in pairwise(breaks):
         yield b - a, a + 0.381966 * (b - a)
 
 
@@ -249,8 +251,8 @@ def integrate(box: BlackBox, size: int, hints: Sequence[Sequence[float]] = ((), 
 
     law = Law(np.zeros((size, 2)), np.zeros(size))
     for w1, c1 in steps(lambda c: [seen(c, a, b) for a in PROBES_2 for b in PROBES_3], hints[0], 16):
-        for w2, c2 in steps(lambda c: [seen(c1, c, b) for b in PROBES_3], hints[1], 16):
-            for w3, c3 in steps(lambda c: seen(c1, c2, c), hints[2], 16):
+        for w2, c2 in steps(lambda c, c1=c1: [seen(c1, c, b) for b in PROBES_3], hints[1], 16):  # type: ignore[misc]
+            for w3, c3 in steps(lambda c, c1=c1, c2=c2: seen(c1, c2, c), hints[2], 16):  # type: ignore[misc]
                 _add(law, box, w1 * w2 * w3, (c1, c2, c3))
     return law
 

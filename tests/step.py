@@ -1,7 +1,7 @@
-"""The step on table models: the real generator (cpp/src/runtime) over models that are tables of numbers, and its oracle.
+"""The step on table models: the real generator (cpp/src/runtime) over tables of numbers, and its oracle.
 
-tests/cpp/table_models.cpp holds the models; `write` runs them through the shipped loop in any mode. `expected` says what
-must come out: over one vocabulary `reference.write`, over two `two_vocabularies` below, which is section 6 of
+tests/cpp/table_models.cpp holds the models; `write` runs them through the shipped loop in any mode. `expected` says
+what must come out: over one vocabulary `reference.write`, over two `two_vocabularies` below, which is section 6 of
 docs/method.md the slow way. Neither knows of drafts, passes or caches.
 """
 
@@ -67,6 +67,7 @@ class Run:
     seed: int = 0
     text_number: int = 0
     max_tokens: int = 12
+    n_ctx: int = 512
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,25 @@ def write(
     core: law.Core, run: Run, mode: int, draft: int = 3, *, logprobs: bool = False, can_rewind: bool = True
 ) -> tuple[list[Event], Any]:
     """One text by the shipped generator: its events, and the counts of the run."""
+    events, result = write_events(core, run, mode, draft, logprobs=logprobs, can_rewind=can_rewind)
+    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, "aligned" if e.source else "base") for e in events]
+    return said, result
+
+
+def write_events(
+    core: law.Core, run: Run, mode: int, draft: int = 3, *, logprobs: bool = False, can_rewind: bool = True
+) -> tuple[Any, Any]:
+    """The same, with everything that the harness tells of an event."""
     ffi, alive = core.ffi, []
     c_run = ffi.new("table_run *")
     c_run.models = [c_model(core, table, alive, can_rewind) for table in (run.base, run.aligned)]
     c_run.rule = law.c_rule(core, law.Case(run.base.rows[0, 0], run.aligned.rows[0, 0], run.rule, run.threshold))[0]
-    for name in ("temperature", "seed", "text_number", "max_tokens"):
+    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx"):
         setattr(c_run, name, getattr(run, name))
-    c_run.mode, c_run.draft, c_run.logprobs, c_run.n_ctx = mode, draft, int(logprobs), 512
+    c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
     events, result = ffi.new("table_event[]", run.max_tokens), ffi.new("table_result *")
     law.check(core, core.lib.table_write(c_run, events, run.max_tokens, result))
-    said = [
-        Event(ffi.buffer(e.bytes, e.n_bytes)[:], e.id, "aligned" if e.source else "base")
-        for e in events[0 : result.n_events]
-    ]
-    return said, result
+    return events[0 : result.n_events], result
 
 
 # ---- The oracle ------------------------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ def whole(word: bytes) -> bool:
 
 
 def two_vocabularies(run: Run) -> list[Event]:
-    """Events are byte strings; each model reads its own tokenisation of the text; a character is finished by its speaker."""
+    """Events are byte strings; each model reads its own tokenisation; a character is finished by its speaker."""
     tables = (run.base, run.aligned)
     keys: list[Any] = []  # base ids, then aligned ids; an event stands at its lowest id
     of_id = []
@@ -243,7 +249,15 @@ def other_words(seed: int) -> Run:
     return Run(table(BASE_WORDS, 2 * seed), table(ALIGNED_WORDS, 2 * seed + 1), seed=seed)
 
 
-RULES = (("dual", 0.4), ("dual", 0.2), ("primal", 0.9), ("primal", 0.4), ("nudging", 0.5), ("base", 0.0), ("aligned", 0.0))
+RULES = (
+    ("dual", 0.4),
+    ("dual", 0.2),
+    ("primal", 0.9),
+    ("primal", 0.4),
+    ("nudging", 0.5),
+    ("base", 0.0),
+    ("aligned", 0.0),
+)
 
 
 def failures(core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int]]) -> list[str]:
@@ -256,5 +270,7 @@ def failures(core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int
             for mode, draft in modes:
                 got, _ = write(core, run, mode, draft)
                 if got != wanted:
-                    wrong.append(f"{rule} {threshold}, seed {run.seed}, mode {mode}, draft {draft}: {got}, not {wanted}")
+                    wrong.append(
+                        f"{rule} {threshold}, seed {run.seed}, mode {mode}, draft {draft}: {got}, not {wanted}"
+                    )
     return wrong[:5]

@@ -182,7 +182,7 @@ for temperature in (1e200, 1e308):
 
 
 def test_extreme_temperatures() -> None:
-    """In a process of its own: what is tested is that it survives. Nearly 0 is the best token; nearly infinite, flat."""
+    """In a process of its own, since it must survive. Nearly 0 is the best token; nearly infinite is flat."""
     program = EXTREMES.format(path=[p for p in sys.path if p])
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"exit status {result.returncode}\n{result.stderr}"
@@ -345,9 +345,9 @@ def test_python_functions_refuse_rows() -> None:
         with pytest.raises(ValueError):
             function(np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 3), np.float32))
         for bad in (math.nan, math.inf):
-            with pytest.raises(kad_llama.NotANumberError):
+            with pytest.raises(kad_llama.errors.NotANumberError):
                 function(np.array([0, bad, 0], np.float32), zero)
-        with pytest.raises(kad_llama.NotANumberError):
+        with pytest.raises(kad_llama.errors.NotANumberError):
             function(zero - np.inf, zero)
         with pytest.raises(TypeError):
             function(zero, zero, "dual")

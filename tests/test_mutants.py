@@ -1,19 +1,20 @@
 """A test of the tests: plant named mistakes in a copy of the C++ sources and see them caught.
 
 A mutant is a list of textual substitutions, each of which must match exactly once; one that does not has gone stale and
-fails here. It is compiled with c++ into a library of its own. The checks that the other test files make must pass on the
-unmutated copy and fail on every mutant.
+fails here. It is compiled with c++ into a library of its own. The checks that the other test files make must pass on
+the unmutated copy and fail on every mutant.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import law
 import pytest
+import step
 
 SOURCES = law.ROOT / "cpp/src"
 HEADERS = law.ROOT / "cpp/include"
@@ -34,7 +35,9 @@ def substitute(tree: Path, mutant: Mutant) -> set[Path]:
     for file, there, instead in mutant.substitutions:
         text = (tree / file).read_text()
         count = text.count(there)
-        assert count == 1, f"mutant {mutant.name!r} is stale: {file} holds {there!r} {count} times; update test_mutants.py"
+        assert count == 1, (
+            f"mutant {mutant.name!r} is stale: {file} holds {there!r} {count} times; update test_mutants.py"
+        )
         (tree / file).write_text(text.replace(there, instead))
         changed.add(tree / file)
     return changed
@@ -43,18 +46,21 @@ def substitute(tree: Path, mutant: Mutant) -> set[Path]:
 class Workshop:
     """Compiles copies of some sources; objects of files that a mutant does not touch are compiled once."""
 
-    def __init__(self, folder: Path, sources: list[str]) -> None:
+    def __init__(self, folder: Path, sources: list[str], load: Callable[[Path], law.Core]) -> None:
         self.folder = folder
         self.sources = sources
+        self.load = load
         original = self.copy("original")
         files = [original / source for source in sources]
         objects = law.compile_objects(files, [HEADERS, original], folder / "objects")
         self.objects = dict(zip(sources, objects, strict=True))
-        self.unmutated = law.load(law.link(objects, folder / "original.so"))
+        self.unmutated = load(law.link(objects, folder / "original.so"))
 
     def copy(self, name: str) -> Path:
         tree = self.folder / name
         shutil.copytree(SOURCES, tree)
+        if step.HARNESS.name in self.sources:
+            shutil.copy(step.HARNESS, tree)
         return tree
 
     def build(self, mutant: Mutant) -> law.Core:
@@ -66,12 +72,10 @@ class Workshop:
         again = [s for s in self.sources if header_changed or tree / s in changed]
         fresh = law.compile_objects([tree / s for s in again], [HEADERS, tree], self.folder / f"{name}.objects")
         objects = self.objects | dict(zip(again, fresh, strict=True))
-        return law.load(law.link(list(objects.values()), self.folder / f"{name}.so"))
+        return self.load(law.link(list(objects.values()), self.folder / f"{name}.so"))
 
 
 # ---- The draw --------------------------------------------------------------------------------------------------------
-
-CORE_SOURCES = [f"core/{name}.cpp" for name in ("coins", "deferral", "draw", "logits", "mixture")] + ["c_api_rows.cpp"]
 
 
 def law_check(core: law.Core) -> list[str]:
@@ -94,7 +98,9 @@ def zero_check(core: law.Core) -> list[str]:
 
 def coin_check(core: law.Core) -> list[str]:
     """Coins are those of the oracle."""
-    keys = [(seed, text, event, purpose) for seed in (0, 9) for text in (0, 1) for event in (0, 5) for purpose in (1, 4)]
+    keys = [
+        (seed, text, event, purpose) for seed in (0, 9) for text in (0, 1) for event in (0, 5) for purpose in (1, 4)
+    ]
     return [f"coin {key}" for key in keys if core.lib.kad_coin(*key) != law.reference.coin(*key)]
 
 
@@ -158,7 +164,7 @@ CORE_MUTANTS = [
 
 @pytest.fixture(scope="module")
 def core_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("core"), CORE_SOURCES)
+    return Workshop(tmp_path_factory.mktemp("core"), law.CORE_SOURCES, law.load)
 
 
 @pytest.mark.parametrize("check", [law_check, zero_check, coin_check])
@@ -169,6 +175,129 @@ def test_checks_pass_without_a_mutant(core_workshop: Workshop, check: Callable[[
 @pytest.mark.parametrize("mutant", CORE_MUTANTS, ids=lambda mutant: mutant.name)
 def test_core_mutants_are_caught(core_workshop: Workshop, mutant: Mutant) -> None:
     assert mutant.check(core_workshop.build(mutant)), f"{mutant.name}: not caught"
+
+
+# ---- The step --------------------------------------------------------------------------------------------------------
+
+STEP_SOURCES = [*law.CORE_SOURCES, *step.SOURCES, step.HARNESS.name]
+MODES = ((step.PLAIN, 3), (step.LAZY, 3), *((step.SPECULATIVE, draft) for draft in (1, 2, 3, 8)))
+
+
+def text_check(core: law.Core) -> list[str]:
+    """One vocabulary: every mode and draft length writes the oracle's text."""
+    return step.failures(core, [step.same_words(seed) for seed in range(12)], MODES)
+
+
+def character_check(core: law.Core) -> list[str]:
+    """Two vocabularies that cut characters in different places."""
+    return step.failures(core, [step.other_words(seed) for seed in range(12)], MODES[:2])
+
+
+def saving_check(core: law.Core) -> list[str]:
+    """A right guess saves a base pass: with d draws of which g were right guesses, at most d - g + 1 passes."""
+    wrong = []
+    for seed in range(12):
+        for rule in ("dual", "nudging", "base"):
+            run = replace(step.same_words(seed), rule=rule, max_tokens=30)
+            said, counts = step.write(core, run, step.SPECULATIVE, 3)
+            draws = len(said) + (counts.finish == 1)
+            if counts.base_passes > draws - counts.accepted + 1:
+                wrong.append(
+                    f"{rule}, seed {seed}: {counts.base_passes} passes, {draws} draws, {counts.accepted} right"
+                )
+    return wrong
+
+
+EVENT = "const Token event   = draw_event(sequence, said);"
+DECIDE = "decide(settings_.rule, &base.at_rule, kept_);"
+COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
+GUESS = "row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL))"
+
+STEP_MUTANTS = [
+    Mutant(
+        "the position after the draft drawn from p",
+        (
+            (
+                "runtime/generator.cpp",
+                EVENT,
+                "Token event = draw_event(sequence, said);\n"
+                "        if (i > 0 && i == guesses_.size()) {\n"
+                "            const double bonus = sequence.coins(sequence.events, PURPOSE_RESIDUAL);\n"
+                "            event = row(sequence, KAD_ROLE_BASE).spoken.draw(bonus);\n"
+                "        }",
+            ),
+        ),
+        text_check,
+    ),
+    Mutant(
+        "a budget shared across the window",
+        (
+            (
+                "runtime/generator.cpp",
+                DECIDE,
+                "kad_rule shared = settings_.rule;\n"
+                "    if (shared.kind == KAD_RULE_PRIMAL) shared.threshold /= double(guesses_.size() + 1);\n"
+                "    decide(shared, &base.at_rule, kept_);",
+            ),
+        ),
+        text_check,
+    ),
+    Mutant(
+        "guesses dropped for their value and drawn anew with fresh coins",
+        (
+            ("runtime/generator.cpp", "static constexpr kad_role", "static size_t dropped;\nstatic constexpr kad_role"),
+            (
+                "runtime/generator.cpp",
+                "guesses_.push_back(x);",
+                "if (x == 1) {\n"
+                "                dropped = sequence.events + i + 1;\n"
+                "                break;\n"
+                "            }\n"
+                "            guesses_.push_back(x);",
+            ),
+            (
+                "runtime/generator.cpp",
+                COINS,
+                "Coins fresh = sequence.coins;\n"
+                "    if (dropped == sequence.events + 1) fresh.seed += 1, dropped = 0;\n"
+                "    const DrawCoins coins(fresh, sequence.events);",
+            ),
+        ),
+        text_check,
+    ),
+    Mutant(
+        "characters finished by the draw's own coin",
+        (("runtime/generator.cpp", "PURPOSE_CHARACTER + i", "PURPOSE_PROPOSAL"),),
+        character_check,
+    ),
+    Mutant(
+        "a cache that forgets the guesses before they are compared",
+        (("runtime/generator.cpp", "speakers_[KAD_ROLE_BASE]->rows(side.context, said);", "(void) said;"),),
+        saving_check,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def step_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("step"), STEP_SOURCES, step.load)
+
+
+@pytest.mark.parametrize("check", [text_check, character_check, saving_check])
+def test_step_checks_pass_without_a_mutant(step_workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
+    assert check(step_workshop.unmutated) == []
+
+
+@pytest.mark.parametrize("mutant", STEP_MUTANTS, ids=lambda mutant: mutant.name)
+def test_step_mutants_are_caught(step_workshop: Workshop, mutant: Mutant) -> None:
+    assert mutant.check(step_workshop.build(mutant)), f"{mutant.name}: not caught"
+
+
+@pytest.mark.parametrize("guess", ["Token(i % 3)", "Token(sequence.events % 2)"])
+def test_whatever_guesses_the_text_is_the_same(step_workshop: Workshop, guess: str) -> None:
+    """Not a mistake but a bad drafter: it may cost time and must not change a token."""
+    drafter = Mutant(f"guesses {guess}", (("runtime/generator.cpp", GUESS, guess),), text_check)
+    assert text_check(step_workshop.build(drafter)) == []
 
 
 def test_a_stale_mutant_is_noticed(tmp_path: Path) -> None:

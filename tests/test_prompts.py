@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +154,34 @@ def test_thinking_is_off(smol: FileVocabulary) -> None:
     template = "{% if enable_thinking is defined and enable_thinking is false %}quick{% endif %}"
     built = prompts.build("Hi", vocab_base=None, vocab_aligned=smol, equal=False, aligned_template=template)
     assert built.aligned_text == "quick"
+
+
+class LetterVocabulary:
+    """One token per character; one special token begins the other, and `<s><t>` swallows the space around it."""
+
+    specials = (("<s>", 1), ("<s><t>", 2))
+    bos, eos, bos_text, eos_text, add_bos = -1, -1, "", "", False
+
+    def tokenize(self, text: str | bytes, special: bool) -> list[int]:
+        assert isinstance(text, str)
+        if not special:
+            return [100 + ord(letter) for letter in text]
+        ids: list[int] = []
+        for piece in re.split(r"(\s*<s><t>\s*|<s>)", text):
+            match = {"<s>": 1, "<s><t>": 2}.get(piece.strip())
+            ids += self.tokenize(piece, special=False) if match is None else [match]
+        return ids
+
+
+@pytest.mark.parametrize(
+    "template", ["a <s>{{ c }}<s><t> \n<s>{{ c }} <s><t>b", "<s> {{ c }} \n<s><t><s><t>{{ c }}<s><t>\n"]
+)
+def test_the_longest_spelling_comes_first_and_may_swallow_space(template: str) -> None:
+    vocab = LetterVocabulary()
+    template = template.replace("{{ c }}", "{{ messages[0].content }}")
+    built = prompts.build(user("x y"), vocab_base=None, vocab_aligned=vocab, equal=False, aligned_template=template)
+    assert built.aligned_text is not None
+    assert built.aligned_ids == vocab.tokenize(built.aligned_text, special=True)
 
 
 # ---- Forging -------------------------------------------------------------------------------------------------------

@@ -316,6 +316,10 @@ KAD_API kad_status kad_tokenize(const kad_engine * engine, int32_t role, const c
 KAD_API kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, const char ** bytes,
                                    size_t * n_bytes, int32_t * type);
 
+/* The ids of the tokens that kad_tokenize() reads from text only with parse_special = 1 (turn markers and the like), ascending.
+ * Sizes as for kad_tokenize(). */
+KAD_API kad_status kad_special_tokens(const kad_engine * engine, int32_t role, int32_t * ids, size_t capacity, size_t * n_ids);
+
 /* ---- A sequence: one text being written ------------------------------------------------------------------------------ */
 
 typedef enum kad_mode {

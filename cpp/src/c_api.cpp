@@ -260,18 +260,29 @@ static const LlamaModel & model_for_text(const kad_engine * engine, int32_t role
     return *model;
 }
 
+static void hand_ids(const std::vector<Token> & found, int32_t * ids, size_t capacity, size_t & n_ids) {
+    if (found.size() <= capacity && !found.empty()) {
+        need(ids, "ids");
+        std::memcpy(ids, found.data(), found.size() * sizeof(int32_t));
+    }
+    n_ids = found.size();
+}
+
 kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes, int32_t parse_special, int32_t * ids,
                         size_t capacity, size_t * n_ids) {
     return guarded([&] {
         const LlamaModel & model = model_for_text(engine, role);
         need(text, "text");
         need(n_ids, "n_ids");
-        const std::vector<Token> found = model.tokenize(std::string(text, n_bytes), parse_special != 0);
-        if (found.size() <= capacity && !found.empty()) {
-            need(ids, "ids");
-            std::memcpy(ids, found.data(), found.size() * sizeof(int32_t));
-        }
-        *n_ids = found.size();
+        hand_ids(model.tokenize(std::string(text, n_bytes), parse_special != 0), ids, capacity, *n_ids);
+    });
+}
+
+kad_status kad_special_tokens(const kad_engine * engine, int32_t role, int32_t * ids, size_t capacity, size_t * n_ids) {
+    return guarded([&] {
+        const LlamaModel & model = model_for_text(engine, role);
+        need(n_ids, "n_ids");
+        hand_ids(model.special_tokens(), ids, capacity, *n_ids);
     });
 }
 

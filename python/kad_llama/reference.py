@@ -32,7 +32,7 @@ def row(logits: ArrayLike) -> Row:
     ValueError
         For a row that is not one-dimensional, empty, or not a distribution.
     """
-    values = np.asarray(logits, dtype=np.float64)
+    values: Row = np.asarray(logits, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"a row has one dimension and at least one entry; got shape {values.shape}")
     if np.isnan(values).any() or np.isposinf(values).any():
@@ -46,9 +46,10 @@ def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> Row:
     """Log-probabilities at a temperature above 0."""
     if not temperature > 0 or not np.isfinite(temperature):
         raise ValueError(f"temperature must be finite and above 0 here; got {temperature}")
-    scaled = row(logits) / temperature
-    shifted = scaled - scaled.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    scaled: Row = row(logits) / temperature
+    shifted: Row = scaled - scaled.max()
+    normalised: Row = shifted - np.log(np.exp(shifted).sum())
+    return normalised
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Row:
@@ -58,7 +59,8 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Row:
         one_hot[int(np.argmax(row(logits)))] = 1.0
         return one_hot
     weights = np.exp(log_softmax(logits, temperature))
-    return weights / weights.sum()
+    probabilities: Row = weights / weights.sum()
+    return probabilities
 
 
 def descending(values: Row) -> NDArray[np.intp]:
@@ -80,7 +82,7 @@ def shape(logits: ArrayLike, *, top_k: int = 0, top_p: float = 1.0, min_p: float
     min_p : float
         Keep tokens at least min_p times as probable as the best; 0 is off.
     """
-    shaped = row(logits).copy()
+    shaped: Row = row(logits).copy()
     if top_k > 0:
         shaped[descending(shaped)[top_k:]] = -np.inf
     if top_p < 1:

@@ -385,6 +385,14 @@ std::vector<Token> LlamaModel::tokenize(const std::string & text, bool parse_spe
     return ids;
 }
 
+std::vector<Token> LlamaModel::special_tokens() const {
+    std::vector<Token> ids;
+    for (size_t i = 0; i < types_.size(); ++i) {
+        if (types_[i] & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) ids.push_back(Token(i));
+    }
+    return ids;
+}
+
 // A tokenizer that puts a space before the first word is given a first word to put it before, which is then taken off: the
 // first of a few prefixes that ends at a token's end.
 std::vector<Token> LlamaModel::tokenize_continuation(const std::string & text) const {

@@ -65,6 +65,7 @@ public:
     int32_t             type(Token id) const override { return types_[size_t(id)]; }
     std::vector<Token>  tokenize_continuation(const std::string & text) const override;
     std::vector<Token>  tokenize(const std::string & text, bool parse_special) const;
+    std::vector<Token>  special_tokens() const; // those that parse_special alone finds in text
 
     // llama.cpp's top-k, top-p and min-p, in llama.cpp's order; NULL when all are off.
     static std::unique_ptr<Shaper> samplers(int32_t top_k, double top_p, double min_p);

@@ -102,8 +102,10 @@ bool Speaker::prefill(const std::vector<Token> & prompt) {
 }
 
 Row & Speaker::rows(const std::vector<Token> & context, size_t from) {
-    const size_t n = context.size();
-    rewind(common_prefix(context));
+    const size_t n      = context.size();
+    const size_t common = common_prefix(context);
+    // Where the cache already goes on beyond the context (guesses), its rows stay: they may prove right.
+    if (common < n) rewind(common);
     while (from <= n && has_row(from)) ++from;
     if (from > n) return row_at(n);
     rewind(from - 1);

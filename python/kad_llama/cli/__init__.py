@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     output.prepare()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as leaving:  # argparse: after --help, and after a usage error
-        return leaving.code if isinstance(leaving.code, int) else 1
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that left is still handled
+        return status
     except BrokenPipeError:
         _silence_stdout()
         return BROKEN_PIPE
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     commands = {"inspect": _inspect, "rules": _rules}
-    status = commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _answer(argv)
-    if sys.stdout is not None:
-        sys.stdout.flush()  # here, where a broken pipe is still handled
-    return status
+    try:
+        return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _answer(argv)
+    except SystemExit as leaving:  # argparse: after --help, and after a usage error
+        return leaving.code if isinstance(leaving.code, int) else 1
 
 
 def _answer(argv: list[str]) -> int:
@@ -82,8 +83,8 @@ def _rules(argv: list[str]) -> int:
         [
             rule.name,
             rule.formula,
-            f"{rule.threshold:g}" if rule.high > rule.low else "-",
-            f"{rule.low:g} to {rule.high:g}" if rule.high > rule.low else "-",
+            "-" if rule.threshold is None else f"{rule.threshold:g}",
+            "-" if rule.low is None or rule.high is None else f"{rule.low:g} to {rule.high:g}",
             rule.source,
         ]
         for rule in RULES.values()

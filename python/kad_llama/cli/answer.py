@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad_llama.cli import arguments as flags
 from kad_llama.cli import output
-from kad_llama.errors import FileError, PromptError
+from kad_llama.errors import PromptError
 
 if TYPE_CHECKING:
     from kad_llama.generation import Generation
@@ -55,7 +55,7 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise FileError(f"cannot read the prompt file {path!r}: {error.strerror}") from error
+        raise PromptError(f"cannot read the prompt file {path!r}: {error.strerror}") from error
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -102,7 +102,7 @@ def one_answer(kad: KadLlama, text: str, arguments: argparse.Namespace) -> int:
     prompt, keywords = messages_for(text, arguments), flags.answer_keywords(arguments)
     if arguments.json:
         result, interrupted = _collect(kad, prompt, keywords)
-        output.dump(output.generation_object(result, "interrupted" if interrupted else None))
+        output.dump(output.generation_object(result))
     else:
         result, interrupted = stream_text(kad, prompt, arguments.color, keywords)
     if arguments.stats:

@@ -51,7 +51,7 @@ def _base_file() -> Path:
         size = sum(part.stat().st_size for part in parts)
     except (ImportError, OSError) as error:
         raise KadError(INSTALL) from error
-    target = Path(platformdirs.user_cache_dir("kad-llama", appauthor=False)) / BASE_FILE
+    target = Path(platformdirs.user_cache_dir("kad-llama")) / BASE_FILE
     if not (target.is_file() and target.stat().st_size == size):
         _assemble(package, target, size)
     return target

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, Literal
 
 from kad_llama.cli import answer, output
 from kad_llama.cli import arguments as flags
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from kad_llama.files import FileInfo
     from kad_llama.session import KadLlama
 
+Role = Literal["base", "aligned"]
+
 LARGER = "the aligned file is the larger one: a large base and a small aligned model are meant; are -m and -a swapped?"
 NO_TEMPLATE = "the aligned file has no chat template: it gets the base's plain transcript; is it an aligned model?"
 
@@ -21,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect and print. Answers the exit status."""
     from kad_llama.files import inspect_file
 
-    paths = {"base": arguments.model, "aligned": arguments.aligned}
+    paths: dict[Role, str] = {"base": arguments.model, "aligned": arguments.aligned}
     files = {role: inspect_file(path) for role, path in paths.items() if path}
     report: dict[str, Any] = {
         "files": {role: _file(paths[role], info) for role, info in files.items()},
@@ -34,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     report.update(_loaded(arguments))
     if not arguments.json:
         _show_loaded(report)
-    report["passes"] = {role: _passes(paths[role], role) for role in files}
+    report["passes"] = {role: _passes(paths[role], role, arguments) for role in files}
     if arguments.json:
         output.dump(report)
     else:
@@ -60,7 +63,7 @@ def _file(path: str, info: FileInfo) -> dict[str, Any]:
     }
 
 
-def _memory(files: dict[str, FileInfo], n_ctx: int) -> dict[str, Any]:
+def _memory(files: dict[Role, FileInfo], n_ctx: int) -> dict[str, Any]:
     """Bytes that weights and caches take, from the headers; caches in F16, llama.cpp's own buffers not counted."""
     n_ctx = min([n_ctx] + [info.n_ctx_train for info in files.values() if info.n_ctx_train])
     roles = {
@@ -70,7 +73,7 @@ def _memory(files: dict[str, FileInfo], n_ctx: int) -> dict[str, Any]:
     return {"n_ctx": n_ctx, "roles": roles, "total": sum(part["weights"] + part["cache"] for part in roles.values())}
 
 
-def _warnings(files: dict[str, FileInfo]) -> list[str]:
+def _warnings(files: dict[Role, FileInfo]) -> list[str]:
     base, aligned = files.get("base"), files.get("aligned")
     warnings = []
     if base is not None and aligned is not None and aligned.tensor_bytes > base.tensor_bytes:
@@ -136,13 +139,24 @@ def _prompt(kad: KadLlama, text: str) -> dict[str, Any]:
     return result
 
 
-def _passes(path: str, role: str) -> dict[str, Any]:
-    """Up to how many rows per pass the logits are bit-equal. A model that cannot be measured says why."""
+def _passes(path: str, role: Role, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Up to how many rows per pass the logits are bit-equal. A model that cannot be measured says why.
+
+    Measured under the settings of a run with the same flags, so that --reproducible finds the answer on disk.
+    """
     from kad_llama.files import measure_passes
 
+    if output.is_terminal(sys.stderr):
+        output.note(f"measuring the {role} model ...")
     try:
-        with output.loading(f"and measuring {role}"):
-            info = measure_passes(path, role)
+        info = measure_passes(
+            path,
+            role,
+            n_ctx=arguments.ctx_size,
+            n_threads=arguments.threads,
+            n_gpu_layers=arguments.n_gpu_layers if role == "base" else arguments.ngla,
+            params=flags.model_params(arguments, "" if role == "base" else "_aligned"),
+        )
     except KadError as error:
         return {"error": str(error)}
     return {"max_pass": info.max_pass, "type_k": info.type_k, "type_v": info.type_v, "tested": info.tested}

@@ -127,50 +127,26 @@ def finite(value: Any) -> Any:
     return value
 
 
-def generation_object(out: Generation, finish_reason: str | None = None) -> dict[str, Any]:
+def generation_object(out: Generation) -> dict[str, Any]:
     """What --json prints of an answer."""
-    stats = out.stats
-    return {
-        "text": out.text,
-        "tokens": [_token_object(token) for token in out.tokens],
-        "finish_reason": finish_reason or out.finish_reason,
-        "seed": out.seed,
-        "usage": {
-            "prompt_tokens": stats.prompt_tokens,
-            "completion_tokens": stats.tokens,
-            "total_tokens": stats.prompt_tokens + stats.tokens,
-        },
-        "stats": stats.to_dict(),
-    }
-
-
-def _token_object(token: Token) -> dict[str, Any]:
-    return {
-        "text": token.text,
-        "bytes": list(token.bytes),
-        "id": token.id,
-        "source": token.source,
-        "logprob": token.logprob,
-        "base_share": token.base_share,
-        "deferred_mass": token.deferred_mass,
-        "guess": token.guess,
-    }
+    prompt, answer = out.stats.prompt_tokens, out.stats.tokens
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return {**out.to_dict(), "usage": usage}
 
 
 def show_stats(out: Generation) -> None:
     """The statistics of one answer, on standard error."""
-    for line in stats_lines(out):
+    for line in _stats_lines(out):
         note(line)
 
 
-def stats_lines(out: Generation) -> list[str]:
-    """The statistics of one answer, as lines."""
+def _stats_lines(out: Generation) -> list[str]:
     stats = out.stats
     guesses = f"; {stats.accepted} of {stats.drafted} guesses right ({_percent(stats.acceptance_rate)})"
     lines = [
         f"  {stats.tokens} tokens, {_number(stats.tokens_per_second, 1)} a second; "
         f"prompt {stats.prompt_tokens} tokens{_cached(stats)} in {stats.prompt_s:.2f} s; "
-        f"{stats.wall_s:.2f} s in all; ended by {out.finish_reason}; seed {out.seed}",
+        f"{stats.wall_s:.2f} s in all; finish: {out.finish_reason}; seed {out.seed}",
         f"  {stats.mode}: {stats.base_passes} base passes ({_number(stats.tokens_per_base_pass, 2)} tokens each), "
         f"{stats.aligned_passes} aligned passes{guesses if stats.drafted else ''}",
         f"  the aligned model said {_percent(stats.aligned_share)} of the tokens; mean deferred mass "

@@ -1,0 +1,34 @@
+"""Calls into the library: a status becomes an exception, a C string a str."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kad_llama import errors
+from kad_llama._binding import ffi, lib
+
+_ERRORS: dict[int, type[errors.KadError]] = {
+    lib.KAD_INVALID_ARGUMENT: errors.InvalidArgumentError,
+    lib.KAD_FILE_ERROR: errors.FileError,
+    lib.KAD_MODEL_ERROR: errors.ModelError,
+    lib.KAD_OUT_OF_MEMORY: errors.OutOfMemoryError,
+    lib.KAD_CONTEXT_TOO_SMALL: errors.ContextError,
+    lib.KAD_EVALUATION_FAILED: errors.EvaluationError,
+    lib.KAD_NOT_A_NUMBER: errors.NotANumberError,
+    lib.KAD_LIBRARY_MISMATCH: errors.LibraryMismatchError,
+    lib.KAD_BAD_STATE: errors.StateError,
+}
+
+
+def text(pointer: Any) -> str:
+    """Return a C string as a str; bytes that are no UTF-8 become U+FFFD."""
+    return str(ffi.string(pointer).decode("utf-8", "replace"))
+
+
+def check(status: int) -> None:
+    """Raise what `status` stands for; do nothing for KAD_OK."""
+    if status == lib.KAD_OK:
+        return
+    if status == lib.KAD_INTERRUPTED:
+        raise KeyboardInterrupt
+    raise _ERRORS.get(status, errors.InternalError)(text(lib.kad_last_error()))

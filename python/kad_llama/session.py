@@ -1,0 +1,536 @@
+"""KadLlama: two GGUF files in, aligned text out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kad_llama import prompts
+from kad_llama._binding import ffi, lib
+from kad_llama._binding.calls import check, text
+from kad_llama.errors import InvalidArgumentError, StateError
+from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
+from kad_llama.generation import Generation
+from kad_llama.rules import c_rule
+from kad_llama.stream import Settings, Stream, read_settings
+
+__all__ = ["KadLlama", "ModelInfo", "VocabInfo"]
+
+Role = Literal["base", "aligned"]
+Path = str | os.PathLike[str]
+Messages = str | Sequence[Mapping[str, str]]
+
+_ROLES: dict[str, int] = {"base": lib.KAD_ROLE_BASE, "aligned": lib.KAD_ROLE_ALIGNED}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One loaded model. Sizes are bytes; `max_pass` is the most rows per pass (bit-equal ones in reproducible mode)."""
+
+    path: str
+    description: str
+    architecture: str
+    weight_bytes: int
+    cache_bytes: int
+    n_params: int
+    n_vocab: int
+    n_ctx_train: int
+    n_ctx: int
+    n_batch: int
+    n_layer: int
+    can_rewind: bool
+    max_pass: int
+    type_k: str
+    type_v: str
+    devices: str
+    chat_template: str
+    bos: int
+    eos: int
+    add_bos: bool
+    bos_text: str
+    eos_text: str
+
+
+@dataclass(frozen=True)
+class VocabInfo:
+    """How the two vocabularies relate: `overlap` is the share of the aligned model's tokens that the base has too."""
+
+    equal: bool
+    overlap: float
+    n_differing: int
+    differing: tuple[int, ...]
+    n_events: int
+
+
+class _Vocabulary:
+    """One model's vocabulary, as prompts need it."""
+
+    def __init__(self, kad: KadLlama, role: Role, info: Any) -> None:
+        self._kad = weakref.ref(kad)
+        self._role = role
+        self.bos: int = info.bos
+        self.eos: int = info.eos
+        self.bos_text = text(info.bos_text)
+        self.eos_text = text(info.eos_text)
+        self.add_bos = bool(info.add_bos)
+        self.chat_template = text(info.chat_template)
+        ids = kad._ids(lambda ids, n, size: lib.kad_special_tokens(kad._engine, _ROLES[role], ids, n, size))
+        self.specials = [(kad.token_bytes(token, role=role).decode("utf-8", "replace"), token) for token in ids]
+
+    def tokenize(self, text: str | bytes, special: bool) -> list[int]:
+        kad = self._kad()
+        if kad is None:
+            raise StateError("this KadLlama is gone; keep it as long as its prompts are made")
+        return kad._tokenize(text, self._role, special)
+
+
+class KadLlama:
+    """A large base model, aligned at inference time by a small aligned one.
+
+    The text is a function of the two models, the prompt, the settings and the seed. Drafting changes the speed only.
+
+    Parameters
+    ----------
+    base, aligned
+        GGUF files. `base` may be None with rule "aligned", `aligned` with rule "base".
+    rule, threshold
+        Which tokens the base keeps; see ``kad_llama.RULES``. None is the rule's default.
+    rule_temperature
+        The temperature > 0 at which the rule compares probabilities, or "sampling" for the sampling temperature.
+    n_ctx
+        Tokens per model, prompt and answer; capped by both models' training length.
+    n_threads
+        Threads; None is the physical cores.
+    n_gpu_layers, n_gpu_layers_aligned
+        Layers on the GPU; -1 is all, where libllama was built for one.
+    reproducible
+        The same text whatever the mode, the draft length and what ran before. The first time measures each model for
+        seconds (and keeps the answer); cache types are then chosen so that rows are bit-equal.
+    base_params, aligned_params
+        llama.cpp's own fields by name, e.g. ``{"n_batch": 256, "type_k": "q8_0", "flash_attn_type": 1}``.
+    base_template
+        A Jinja chat template for the base's prompt. Default: the aligned model's when vocabularies are equal, else a plain
+        transcript (``kad_llama.prompts.DEFAULT_BASE_TEMPLATE``).
+    verbose
+        Show llama.cpp's log on stderr while loading.
+    progress
+        Called while loading with the fraction done, 0 to 1.
+
+    Raises
+    ------
+    FileError, ModelError, OutOfMemoryError, InvalidArgumentError, LibraryMismatchError
+        Before anything is loaded, where it can be known then. All are ``KadError``.
+
+    Notes
+    -----
+    An instance may be used from several threads: calls queue. Models are freed by `close`, a ``with`` block, or the
+    garbage collector.
+
+    Examples
+    --------
+    >>> with KadLlama("base.gguf", "aligned.gguf", rule="dual", threshold=0.4) as kad:  # doctest: +SKIP
+    ...     print(kad.generate("Why is the sky blue?", max_tokens=200, seed=7).text)
+    """
+
+    def __init__(
+        self,
+        base: Path | None,
+        aligned: Path | None,
+        *,
+        rule: str = "dual",
+        threshold: float | None = None,
+        rule_temperature: float | Literal["sampling"] = 1.0,
+        n_ctx: int = 4096,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        n_gpu_layers_aligned: int = -1,
+        reproducible: bool = False,
+        base_params: Mapping[str, Any] | None = None,
+        aligned_params: Mapping[str, Any] | None = None,
+        base_template: str | None = None,
+        verbose: bool = False,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
+        self._engine: Any = ffi.NULL
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._stream: weakref.ref[Stream] | None = None
+        self._paths = {"base": base, "aligned": aligned}
+        self._base_template = base_template
+        for name, value in (
+            ("n_ctx", n_ctx),
+            ("n_gpu_layers", n_gpu_layers),
+            ("n_gpu_layers_aligned", n_gpu_layers_aligned),
+            ("n_threads", n_threads),
+        ):
+            if value is None and name == "n_threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
+                raise InvalidArgumentError(f"{name} is {value!r}; expected a whole number")
+        if n_threads is not None and n_threads < 1:
+            raise InvalidArgumentError(f"n_threads is {n_threads}; expected at least 1, or None for the physical cores")
+        params = ffi.new("kad_engine_params *", lib.kad_engine_default_params())
+        params.rule = c_rule(rule, threshold, rule_temperature)[0]
+        params.n_ctx = n_ctx
+        params.n_threads = n_threads or default_threads()
+        params.reproducible = bool(reproducible)
+        params.verbose = bool(verbose)
+        alive = []
+        for role, path, layers, given in (
+            ("base", base, n_gpu_layers, base_params),
+            ("aligned", aligned, n_gpu_layers_aligned, aligned_params),
+        ):
+            fields = fields_of(given, f"{role}_params")
+            if path is None:
+                continue
+            if reproducible:
+                measured = measure_passes(
+                    path, role, n_ctx=n_ctx, n_threads=params.n_threads, n_gpu_layers=layers, params=given  # type: ignore[arg-type]
+                )
+                for name, kind in (("type_k", measured.type_k), ("type_v", measured.type_v)):
+                    fields.setdefault(name, lib.kad_cache_type(kind.encode()))
+                setattr(params, f"max_pass_{role}", measured.max_pass)
+            alive += fill_model(getattr(params, role), path, layers, fields)
+        self._engine = self._open(params, progress)
+        del alive
+        self._vocabularies: dict[str, _Vocabulary] = {}
+        self.base = self._model("base")
+        self.aligned = self._model("aligned")
+        self.vocab = self._vocab()
+
+    @staticmethod
+    def _open(params: Any, progress: Callable[[float], object] | None) -> Any:
+        out = ffi.new("kad_engine **")
+        report = _Progress(progress)
+        handle = ffi.new_handle(report)
+        if progress is not None or threading.current_thread() is threading.main_thread():
+            params.progress = lib.kad_python_progress
+            params.progress_user_data = handle
+        status = lib.kad_engine_open(params, out)
+        if report.raised is not None:
+            if status == lib.KAD_OK:
+                lib.kad_engine_close(out[0])
+            raise report.raised
+        check(status)
+        return out[0]
+
+    # ---- What was loaded --------------------------------------------------------------------------------------------
+
+    def _model(self, role: Role) -> ModelInfo | None:
+        info = ffi.new("kad_model_info *")
+        check(lib.kad_engine_model(self._engine, _ROLES[role], info))
+        path = self._paths[role]
+        if path is None:
+            return None
+        self._vocabularies[role] = _Vocabulary(self, role, info)
+        return ModelInfo(
+            os.fspath(path),
+            text(info.description),
+            text(info.architecture),
+            info.weight_bytes,
+            info.cache_bytes,
+            info.n_params,
+            info.n_vocab,
+            info.n_ctx_train,
+            info.n_ctx,
+            info.n_batch,
+            info.n_layer,
+            bool(info.can_rewind),
+            info.max_pass,
+            text(info.type_k),
+            text(info.type_v),
+            text(info.devices),
+            text(info.chat_template),
+            info.bos,
+            info.eos,
+            bool(info.add_bos),
+            text(info.bos_text),
+            text(info.eos_text),
+        )
+
+    def _vocab(self) -> VocabInfo:
+        info = ffi.new("kad_vocab_info *")
+        check(lib.kad_engine_vocab(self._engine, info))
+        differing = tuple(token for token in info.differing if token >= 0)
+        return VocabInfo(bool(info.equal), info.overlap, info.n_differing, differing, info.n_events)
+
+    @property
+    def max_draft(self) -> int:
+        """The longest draft, in tokens."""
+        self._need_open()
+        return int(lib.kad_max_draft(self._engine))
+
+    # ---- Text and tokens --------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, role: Role = "base", special: bool = False) -> list[int]:
+        """Return the ids of a text in one model's vocabulary, without a BOS. `special` reads special-token spellings."""
+        self._need_open()
+        if role not in self._vocabularies:
+            raise InvalidArgumentError(f"role is {role!r}; expected one of {', '.join(self._vocabularies)}")
+        return self._tokenize(text, role, special)
+
+    def _tokenize(self, text: str | bytes, role: Role, special: bool) -> list[int]:
+        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+        return self._ids(
+            lambda ids, n, size: lib.kad_tokenize(self._engine, _ROLES[role], data, len(data), special, ids, n, size),
+            len(data) + 16,
+        )
+
+    @staticmethod
+    def _ids(call: Callable[[Any, int, Any], int], guess: int = 1024) -> list[int]:
+        """Return what a function that fills a buffer with ids gives, however many there are."""
+        size = ffi.new("size_t *")
+        ids = ffi.new("int32_t[]", guess)
+        check(call(ids, guess, size))
+        if size[0] > guess:
+            guess = size[0]
+            ids = ffi.new("int32_t[]", guess)
+            check(call(ids, guess, size))
+        return list(ffi.unpack(ids, size[0])) if size[0] else []
+
+    def token_bytes(self, token: int, *, role: Role = "base") -> bytes:
+        """Return the bytes of one token; of a control token, its spelling."""
+        self._need_open()
+        data, size = ffi.new("const char **"), ffi.new("size_t *")
+        check(lib.kad_token_bytes(self._engine, _ROLES[role], token, data, size, ffi.NULL))
+        return bytes(ffi.buffer(data[0], size[0]))
+
+    def prompt(self, prompt: Messages, raw: bool = False) -> prompts.Prompt:
+        """Return the text and the ids that each model starts from, and the stop strings of the base's transcript."""
+        self._need_open()
+        aligned = self._vocabularies.get("aligned")
+        return prompts.build(
+            prompt,
+            vocab_base=self._vocabularies.get("base"),
+            vocab_aligned=aligned,
+            equal=self.vocab.equal,
+            aligned_template=aligned.chat_template if aligned else None,
+            base_template=self._base_template,
+            raw=raw,
+        )
+
+    # ---- Generating -------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: Messages,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        draft: int = 3,
+        spec: bool = True,
+        logprobs: bool = False,
+        raw: bool = False,
+        text_number: int = 0,
+    ) -> Generation:
+        """Write one answer.
+
+        Parameters
+        ----------
+        prompt
+            A user's message, or chat messages: dicts with "role" and "content". With `raw`, the text to go on from.
+        max_tokens
+            Most events, 0 or more; a character made of several tokens is one event.
+        temperature
+            How each model speaks, >= 0; 0 is its best token. Who speaks is decided at the rule temperature.
+        top_k, top_p, min_p
+            llama.cpp's samplers, applied to each model's own distribution; 0, 1.0 and 0.0 are off.
+        seed
+            0 to 2**64 - 1; None draws one. The result has it.
+        stop
+            Strings that end the text before them.
+        draft
+            Guesses per base pass, 1 to `max_draft`; 0 runs lazily: the aligned model only where it is needed.
+        spec
+            False runs both models at every token, the reference.
+        logprobs
+            Fill `logprob` and `base_share` of every token; a lazy run then is a plain one.
+        raw
+            No templates: both models go on from the text as it stands, special-token spellings read as tokens.
+        text_number
+            Which text of this seed: the turn of a chat, the index within several texts.
+
+        Raises
+        ------
+        InvalidArgumentError, PromptError, ContextError
+            Before anything is evaluated.
+        StateError
+            After `close`, or while a stream is open in this thread.
+        KeyboardInterrupt
+            On Ctrl-C, within a pass where the backend can stop; the instance stays usable.
+        """
+        stream = self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            draft=draft,
+            spec=spec,
+            logprobs=logprobs,
+            raw=raw,
+            text_number=text_number,
+        )
+        with stream:
+            for _ in stream:
+                pass
+        return stream.result
+
+    def stream(
+        self,
+        prompt: Messages,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        draft: int = 3,
+        spec: bool = True,
+        logprobs: bool = False,
+        raw: bool = False,
+        text_number: int = 0,
+    ) -> Stream:
+        """Write one answer token by token: parameters and errors of `generate`.
+
+        Returns
+        -------
+        Stream
+            An iterator of `Token`, to be read to its end, closed, or dropped; its `result` is then the `Generation`.
+            While it is open, other threads wait and further calls in this thread raise `StateError`.
+        """
+        self._need_open()
+        settings = read_settings(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            draft=draft,
+            spec=spec,
+            logprobs=logprobs,
+            text_number=text_number,
+        )
+        self._acquire()
+        try:
+            return self._start(prompt, raw, settings)
+        except BaseException:
+            self._release()
+            raise
+
+    def _start(self, prompt: Messages, raw: bool, settings: Settings) -> Stream:
+        if settings.draft > self.max_draft:
+            raise InvalidArgumentError(
+                f"draft is {settings.draft}; expected at most {self.max_draft} guesses per pass (the batch holds no more)"
+            )
+        built = self.prompt(prompt, raw)
+        stream = Stream(self._engine, built, settings, self._release)
+        self._stream = weakref.ref(stream)
+        return stream
+
+    def next_logits(self, prompt: Messages, *, raw: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the two rows of logits after a prompt, as the rule sees them.
+
+        Forbidden tokens are -inf and end of generation is folded into one event. With equal vocabularies entry i is token
+        i; otherwise entries are events (byte strings), base ids first.
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            base and aligned, float32, shape (vocab.n_events,). `kad_llama.mixture` of them is what is sampled.
+        """
+        if self.base is None or self.aligned is None:
+            raise InvalidArgumentError("next_logits needs both models; this instance has one")
+        with self.stream(prompt, raw=raw, spec=False, seed=0) as stream:
+            return stream.rows(self.vocab.n_events)
+
+    # ---- One call at a time -----------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        if self._owner == threading.get_ident():
+            raise StateError(
+                "a stream of this KadLlama is open in this thread; read it to its end, close() it, or use it in a with block"
+            )
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        if self._engine == ffi.NULL:
+            self._release()
+            self._need_open()
+
+    def _release(self) -> None:
+        self._owner = None
+        self._lock.release()
+
+    def _need_open(self) -> None:
+        if self._engine == ffi.NULL:
+            raise StateError("this KadLlama is closed; make a new one")
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return bool(self._engine == ffi.NULL)
+
+    def close(self) -> None:
+        """Free both models. May be called again; waits for a call in another thread, closes a stream open in this one."""
+        if self._owner == threading.get_ident():
+            stream = self._stream() if self._stream is not None else None
+            if stream is not None:
+                stream.close()
+        with self._lock:
+            engine, self._engine = self._engine, ffi.NULL
+            lib.kad_engine_close(engine)
+
+    def __enter__(self) -> KadLlama:
+        self._need_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            lib.kad_engine_close(self._engine)
+            self._engine = ffi.NULL
+
+
+class _Progress:
+    """Carries a callback through C, and what it raised back out."""
+
+    def __init__(self, callback: Callable[[float], object] | None) -> None:
+        self.callback = callback
+        self.raised: BaseException | None = None
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def kad_python_progress(fraction: float, user_data: Any) -> int:
+    report: _Progress = ffi.from_handle(user_data)
+    try:
+        if report.callback is not None:
+            report.callback(fraction)
+    except BaseException as error:  # Ctrl-C too: it ends the loading
+        report.raised = error
+        return 0
+    return 1

