@@ -90,12 +90,7 @@ void check_library() {
 // Text sizes come from outside: a range error names them.
 template <typename Number> void in_range(const char * name, Number value, bool ok, const char * expected) {
     if (ok) return;
-    std::string text = std::to_string(value);
-    if (std::is_floating_point<Number>::value) {
-        while (text.back() == '0') text.pop_back();
-        if (text.back() == '.') text.pop_back();
-    }
-    throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " " + text + " is out of range; expected " + expected);
+    throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " " + shown(double(value)) + " is out of range; expected " + expected);
 }
 
 void check_sampling(const kad_sequence_params & params, size_t max_draft) {

@@ -20,7 +20,7 @@ kad_status fail(kad_status status, const std::string & message) noexcept {
 
 static void check_temperature(double temperature) {
     if (!(temperature >= 0 && std::isfinite(temperature))) {
-        throw Error(KAD_INVALID_ARGUMENT, "temperature " + std::to_string(temperature) + " is out of range; expected a finite value >= 0");
+        throw Error(KAD_INVALID_ARGUMENT, "temperature " + shown(temperature) + " is out of range; expected a finite value >= 0");
     }
 }
 
@@ -110,7 +110,7 @@ kad_status kad_draw(const kad_rule * rule, const float * base, const float * ali
         need(out, "out");
         for (int i = 0; i < 4; ++i) {
             if (!(coins[i] >= 0 && coins[i] < 1)) {
-                throw Error(KAD_INVALID_ARGUMENT, "coin " + std::to_string(coins[i]) + " is out of range; expected 0 <= coin < 1");
+                throw Error(KAD_INVALID_ARGUMENT, "coin " + shown(coins[i]) + " is out of range; expected 0 <= coin < 1");
             }
         }
         const Pair pair(rule, base, aligned, base_shaped, aligned_shaped, n, temperature);

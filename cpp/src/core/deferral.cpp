@@ -94,12 +94,12 @@ void decide(const kad_rule & rule, const Distribution * p, KeptSet & kept) {
 void check_rule(const kad_rule & rule) {
     const kad_rule_info & info = rule_info(rule.kind);
     if (info.low != info.high && !(rule.threshold >= info.low && rule.threshold <= info.high)) {
-        throw Error(KAD_INVALID_ARGUMENT, "threshold " + std::to_string(rule.threshold) + " is out of range for rule " + info.name +
-                                              "; expected " + std::to_string(info.low) + " to " + std::to_string(info.high));
+        throw Error(KAD_INVALID_ARGUMENT, "threshold " + shown(rule.threshold) + " is out of range for rule " + info.name +
+                                              "; expected " + shown(info.low) + " to " + shown(info.high));
     }
     const double t = rule.temperature;
     if (t != KAD_RULE_TEMPERATURE_SAMPLING && !(t > 0 && std::isfinite(t))) {
-        throw Error(KAD_INVALID_ARGUMENT, "rule temperature " + std::to_string(t) + " is out of range; expected a finite value > 0, or "
+        throw Error(KAD_INVALID_ARGUMENT, "rule temperature " + shown(t) + " is out of range; expected a finite value > 0, or "
                                           "\"sampling\" for the sampling temperature");
     }
 }

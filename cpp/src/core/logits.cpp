@@ -93,7 +93,7 @@ void Distribution::set(const float * logits, size_t n, double temperature, const
         size_t at = 0;
         while (logits[at] <= FLT_MAX) ++at;
         throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": the logit of token " + std::to_string(at) + " is " +
-                                          std::to_string(logits[at]) + "; expected finite values or -inf");
+                                          shown(logits[at]) + "; expected finite values or -inf");
     }
     if (max_ == -INFINITY) {
         throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
@@ -101,7 +101,8 @@ void Distribution::set(const float * logits, size_t n, double temperature, const
     logits_  = logits;
     n_       = n;
     one_hot_ = temperature == 0;
-    inverse_ = one_hot_ ? 1 : 1 / temperature;
+    // Finite even for a temperature so small that its inverse is not: 0 * inf would be NaN.
+    inverse_ = one_hot_ ? 1 : std::min(1 / temperature, DBL_MAX);
     top_     = Token(std::find(logits, logits + n, max_) - logits);
     if (one_hot_) {
         total_     = 1;

@@ -7,9 +7,13 @@ namespace kad {
 double deferred_mass(const Distribution & p, const KeptSet & kept) {
     if (kept.extent == KeptSet::Extent::Nothing) return 1;
     if (kept.extent == KeptSet::Extent::Everything) return 0;
+    if (kept.ids.size() == p.size()) return 0;
     double mass = 0;
     for (const Token v : kept.ids) mass += p.probability(v);
-    return std::min(1.0, std::max(0.0, 1 - mass));
+    // What n rounded terms leave of 1 is no mass: the samplers dropped all that is not kept. A coin of exactly 0 would
+    // take a token of probability zero for it.
+    const double rounding = kept.ids.size() > 1 ? double(kept.ids.size()) * 0x1.0p-52 : 0;
+    return 1 - mass > rounding ? 1 - mass : 0;
 }
 
 Mixture::Mixture(const Distribution & p, const Distribution & q, const KeptSet & kept)

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 
@@ -25,5 +26,12 @@ struct Error : std::runtime_error {
     kad_status status;
     Error(kad_status status, const std::string & message) : std::runtime_error(message), status(status) {}
 };
+
+// A number as a message shows it: enough digits to tell it from the limit it crossed.
+inline std::string shown(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", value);
+    return text;
+}
 
 } // namespace kad

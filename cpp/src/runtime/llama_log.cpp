@@ -7,39 +7,50 @@
 
 namespace kad {
 
-struct LlamaLog::State {
-    bool              verbose = false;
-    std::string       errors;
-    ggml_log_callback previous = nullptr;
-    void *            previous_data = nullptr;
+static thread_local LlamaLog * listening = nullptr;
 
-    static void receive(ggml_log_level level, const char * text, void * data) {
-        State * state = static_cast<State *>(data);
-        if (state->verbose) fputs(text, stderr);
-        if (level == GGML_LOG_LEVEL_ERROR && state->errors.size() < 1000) state->errors += text;
+// The host's own callback, from before ours.
+static ggml_log_callback host_callback = nullptr;
+static void *            host_data     = nullptr;
+
+static void dispatch(ggml_log_level level, const char * text, void *) {
+    if (listening) {
+        listening->receive(level, text);
+    } else if (host_callback) {
+        host_callback(level, text, host_data);
+    } else {
+        std::fputs(text, stderr); // as llama.cpp does
     }
-};
-
-static std::mutex & log_mutex() {
-    static std::mutex mutex;
-    return mutex;
 }
 
-LlamaLog::LlamaLog(bool verbose) : state_(new State) {
-    log_mutex().lock();
-    state_->verbose = verbose;
-    llama_log_get(&state_->previous, &state_->previous_data);
-    llama_log_set(State::receive, state_);
+// llama.cpp has one log for the process. Ours stays in front of the host's, and passes on what is not for us; a host that
+// sets another one later is heard again the next time.
+static void install() {
+    static std::mutex           mutex;
+    std::lock_guard<std::mutex> lock(mutex);
+    ggml_log_callback           callback;
+    void *                      data;
+    llama_log_get(&callback, &data);
+    if (callback == dispatch) return;
+    host_callback = callback;
+    host_data     = data;
+    llama_log_set(dispatch, nullptr);
 }
 
-LlamaLog::~LlamaLog() {
-    llama_log_set(state_->previous, state_->previous_data);
-    log_mutex().unlock();
-    delete state_;
+LlamaLog::LlamaLog(bool verbose) : verbose_(verbose), outer_(listening) {
+    install();
+    listening = this;
+}
+
+LlamaLog::~LlamaLog() { listening = outer_; }
+
+void LlamaLog::receive(int level, const char * text) {
+    if (verbose_) std::fputs(text, stderr);
+    if (level == GGML_LOG_LEVEL_ERROR && errors_.size() < 1000) errors_ += text;
 }
 
 std::string LlamaLog::reason() const {
-    std::string text = state_->errors;
+    std::string text = errors_;
     while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
     for (char & c : text) {
         if (c == '\n') c = ';';

@@ -1,12 +1,12 @@
-// llama.cpp's log, captured while it loads something, so that an error message can say why.
+// llama.cpp's log, captured while it works for us, so that an error message can say why and nothing else is printed.
 #pragma once
 
 #include <string>
 
 namespace kad {
 
-// While one lives, llama.cpp's warnings and errors are kept here (and everything goes to stderr if verbose); afterwards the
-// host's log callback is back. The log is global to the process: captures queue.
+// While one lives, what llama.cpp logs on this thread comes here: errors are kept, and everything goes to stderr if verbose.
+// Other threads' lines go where they went before. Captures may nest; the innermost listens.
 class LlamaLog {
 public:
     explicit LlamaLog(bool verbose);
@@ -14,12 +14,15 @@ public:
     LlamaLog(const LlamaLog &)             = delete;
     LlamaLog & operator=(const LlamaLog &) = delete;
 
-    // ": " and the last error lines, or "" when there were none.
+    // ": " and the error lines, or "" when there were none.
     std::string reason() const;
 
+    void receive(int level, const char * text);
+
 private:
-    struct State;
-    State * state_;
+    bool        verbose_;
+    std::string errors_;
+    LlamaLog *  outer_;
 };
 
 } // namespace kad

@@ -87,13 +87,6 @@ const std::pair<const char *, const char *> OWN_FIELDS[] = {
 constexpr ggml_type CACHE_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,    GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
                                       GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 };
 
-std::string number(double value) {
-    std::string text = std::to_string(value);
-    while (text.size() > 1 && text.back() == '0') text.pop_back();
-    if (text.back() == '.') text.pop_back();
-    return text;
-}
-
 bool abort_requested(void * data) { return static_cast<const std::atomic<bool> *>(data)->load(std::memory_order_relaxed); }
 
 } // namespace
@@ -122,11 +115,11 @@ void check_field(const std::string & name, double value, const char * whose) {
         if (name == field.name) {
             const bool whole = !field.integer || value == std::floor(value);
             if (!(value >= field.low && value <= field.high) || !whole) {
-                throw Error(KAD_INVALID_ARGUMENT, what + " is " + number(value) + "; expected " + (field.integer ? "a whole number " : "a number ") +
-                                                      number(field.low) + " to " + number(field.high));
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) + "; expected " + (field.integer ? "a whole number " : "a number ") +
+                                                      shown(field.low) + " to " + shown(field.high));
             }
             if ((name == "type_k" || name == "type_v") && !*cache_type_name(int32_t(value))) {
-                throw Error(KAD_INVALID_ARGUMENT, what + " is " + number(value) + ", a type that no cache can have; expected one of f32, f16, "
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) + ", a type that no cache can have; expected one of f32, f16, "
                                                          "bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1");
             }
             return;
@@ -344,6 +337,7 @@ void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_ro
 
     const llama_batch batch  = { int32_t(n),      const_cast<Token *>(tokens), nullptr, positions.data(),
                                  n_seq.data(), seq_ids.data(),              wanted.data() };
+    LlamaLog          log(false);
     const int32_t     result = llama_decode(context_, batch);
     llama_synchronize(context_);
     first_row_ = n - n_rows;
@@ -351,7 +345,7 @@ void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_ro
     if (result == 0) return;
     if (result == 2 || (cancel_ && cancel_->load())) throw Error(KAD_INTERRUPTED, "interrupted");
     throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(n) + " tokens at position " + std::to_string(at) +
-                                           " of the " + role_name(role_) + " model (llama_decode answered " + std::to_string(result) + ")");
+                                           " of the " + role_name(role_) + " model (llama_decode answered " + std::to_string(result) + ")" + log.reason());
 }
 
 const float * LlamaModel::row(size_t i) const {
