@@ -235,10 +235,15 @@ class Stream:
                 release, self._release = self._release, None
                 release()
 
-    def _summary(self, interrupted: bool) -> Generation:
+    @property
+    def stats(self) -> Stats:
+        """The statistics so far; those of the result once the stream has ended."""
+        return self._read_stats() if self._result is None else self._result.stats
+
+    def _read_stats(self) -> Stats:
         c = ffi.new("kad_stats *")
         check(lib.kad_sequence_stats(self._sequence, c))
-        stats = Stats(
+        return Stats(
             prompt_tokens=c.prompt_tokens,
             prompt_tokens_aligned=c.prompt_tokens_aligned,
             prompt_cached=c.prompt_cached,
@@ -259,6 +264,8 @@ class Stream:
             base_eval_s=c.base_eval_s,
             aligned_eval_s=c.aligned_eval_s,
         )
+
+    def _summary(self, interrupted: bool) -> Generation:
         finish = lib.kad_sequence_finish(self._sequence)
         reason: Literal["stop", "length", "interrupted"] = "length"
         if interrupted or finish == lib.KAD_FINISH_NONE:
@@ -266,7 +273,7 @@ class Stream:
         elif finish in (lib.KAD_FINISH_EOG, lib.KAD_FINISH_STOP):
             reason = "stop"
         joined = "".join(token.text for token in self._tokens)
-        return Generation(joined, list(self._tokens), reason, self._settings.seed, stats)
+        return Generation(joined, list(self._tokens), reason, self._settings.seed, self._read_stats())
 
     @property
     def result(self) -> Generation:

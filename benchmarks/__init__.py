@@ -1,0 +1,1 @@
+"""Scripts that measure side by side and print a table; they keep nothing but the files they make."""

