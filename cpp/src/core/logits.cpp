@@ -71,16 +71,19 @@ KAD_CLONES static void scan(const float * logits, size_t n, float & max, bool & 
     bad = std::any_of(wrong, wrong + LANES, [](uint32_t w) { return w != 0; });
 }
 
-// sum of exp((logit - max) * inverse) over n <= BLOCK logits.
-KAD_CLONES static double block_sum(const float * logits, size_t n, float max, double inverse) {
+// exp((logit - max) * inverse) of n logits.
+KAD_CLONES static void weights(const float * logits, size_t n, double max, double inverse, double * out) {
+    for (size_t i = 0; i < n; ++i) out[i] = exp_negative((double(logits[i]) - max) * inverse);
+}
+
+// The sum of n doubles in eight lanes: an order that vector units of any width can keep.
+KAD_CLONES static double lane_sum(const double * values, size_t n) {
     double sum[LANES] = {};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        for (size_t k = 0; k < LANES; ++k) {
-            sum[k] += exp_negative((double(logits[i + k]) - double(max)) * inverse);
-        }
+        for (size_t k = 0; k < LANES; ++k) sum[k] += values[i + k];
     }
-    for (; i < n; ++i) sum[0] += exp_negative((double(logits[i]) - double(max)) * inverse);
+    for (; i < n; ++i) sum[0] += values[i];
     double total = 0;
     for (size_t k = 0; k < LANES; ++k) total += sum[k];
     return total;
@@ -112,7 +115,10 @@ void Distribution::set(const float * logits, size_t n, double temperature, const
     blocks_.resize((n + BLOCK - 1) / BLOCK);
     total_ = 0;
     for (size_t b = 0; b < blocks_.size(); ++b) {
-        blocks_[b] = block_sum(logits + b * BLOCK, std::min(BLOCK, n - b * BLOCK), max_, inverse_);
+        const size_t length = std::min(BLOCK, n - b * BLOCK);
+        double       terms[BLOCK];
+        weights(logits + b * BLOCK, length, max_, inverse_, terms);
+        blocks_[b] = lane_sum(terms, length);
         total_ += blocks_[b];
     }
     log_total_ = std::log(total_);
