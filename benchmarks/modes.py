@@ -11,7 +11,6 @@ chain (temperature, then dist) in the same process, with the same threads.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
 import sys
 import time
@@ -126,13 +125,22 @@ def main() -> None:
     base = arguments.base or common.widened_file()
     aligned = arguments.aligned or common.aligned_file()
     alone = BaseAlone(base, 1024, arguments.threads, arguments.temp)
-    print(f"base {base.name}, aligned {aligned.name}, temperature {arguments.temp:g}, {arguments.tokens} tokens, "
-          f"{arguments.repeats} repeats, {arguments.threads} threads; median (least-greatest)")
+    print(
+        f"base {base.name}, aligned {aligned.name}, temperature {arguments.temp:g}, {arguments.tokens} tokens, "
+        f"{arguments.repeats} repeats, {arguments.threads} threads; median (least-greatest)"
+    )
     for rule in arguments.rules.split(","):
         with KadLlama(base, aligned, rule=rule, n_ctx=1024, n_threads=arguments.threads) as kad:
             print(f"\nrule {rule}\n")
             common.table(
-                ["run", "tokens/s", "times the base alone", "guesses right", "tokens per base pass", "outside evaluation"],
+                [
+                    "run",
+                    "tokens/s",
+                    "times the base alone",
+                    "guesses right",
+                    "tokens per base pass",
+                    "outside evaluation",
+                ],
                 measure(kad, alone, arguments),
             )
 

@@ -85,7 +85,9 @@ def widened(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and os.environ.get("KAD_CI"):
-        skipped.append(f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}")
+        skipped.append(
+            f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
+        )
 
 
 skipped: list[str] = []

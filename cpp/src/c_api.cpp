@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "errors.h"
-#include "ggml.h"
 #include "ggml-backend.h"
+#include "ggml.h"
 #include "llama.h"
 #include "runtime/engine.h"
 #include "runtime/file.h"
@@ -27,17 +27,20 @@ constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
 
 kad_role role_of(int32_t role) {
     if (role != KAD_ROLE_BASE && role != KAD_ROLE_ALIGNED) {
-        throw Error(KAD_INVALID_ARGUMENT, "role " + std::to_string(role) + " is unknown; expected 0 (base) or 1 (aligned)");
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "role " + std::to_string(role) + " is unknown; expected 0 (base) or 1 (aligned)");
     }
     return kad_role(role);
 }
 
 // A struct of an older, shorter header is completed with defaults; a longer one comes from a newer header.
-template <typename Params> Params completed(const Params * given, const Params & defaults, const char * name) {
+template <typename Params>
+Params completed(const Params * given, const Params & defaults, const char * name) {
     need(given, name);
     if (given->size < sizeof(size_t) || given->size > sizeof(Params)) {
-        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(given->size) + "; expected up to " +
-                                              std::to_string(sizeof(Params)) + ": start from the default params of this library");
+        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(given->size) +
+                                              "; expected up to " + std::to_string(sizeof(Params)) +
+                                              ": start from the default params of this library");
     }
     Params params = defaults;
     std::memcpy(&params, given, given->size);
@@ -83,31 +86,38 @@ void check_library() {
     const std::string built_version = KAD_BUILT_LLAMA_VERSION, built_commit = KAD_BUILT_LLAMA_COMMIT;
     if (version == built_version && (built_commit.empty() || commit == built_commit)) return;
     throw Error(KAD_LIBRARY_MISMATCH, "the libllama in this process is version " + version + ", commit " + commit +
-                                          ", but kad-llama was built against version " + built_version + ", commit " + built_commit +
+                                          ", but kad-llama was built against version " + built_version + ", commit " +
+                                          built_commit +
                                           "; rebuild kad-llama against it, or load the libllama it was built with");
 }
 
 // Text sizes come from outside: a range error names them.
-template <typename Number> void in_range(const char * name, Number value, bool ok, const char * expected) {
+template <typename Number>
+void in_range(const char * name, Number value, bool ok, const char * expected) {
     if (ok) return;
-    throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " " + shown(double(value)) + " is out of range; expected " + expected);
+    throw Error(KAD_INVALID_ARGUMENT,
+                std::string(name) + " " + shown(double(value)) + " is out of range; expected " + expected);
 }
 
 void check_sampling(const kad_sequence_params & params, size_t max_draft) {
-    in_range("temperature", params.temperature, params.temperature >= 0 && std::isfinite(params.temperature), "a finite value >= 0");
+    in_range("temperature", params.temperature, params.temperature >= 0 && std::isfinite(params.temperature),
+             "a finite value >= 0");
     in_range("top_k", params.top_k, params.top_k >= 0, "0 (off) or more");
     in_range("top_p", params.top_p, params.top_p > 0 && params.top_p <= 1, "0 < top_p <= 1 (1 is off)");
     in_range("min_p", params.min_p, params.min_p >= 0 && params.min_p < 1, "0 <= min_p < 1 (0 is off)");
     in_range("max_tokens", params.max_tokens, params.max_tokens >= 0, "0 or more");
     in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_PLAIN, "a kad_mode");
     if (params.mode == KAD_MODE_SPECULATIVE && (params.draft < 1 || size_t(params.draft) > max_draft)) {
-        throw Error(KAD_INVALID_ARGUMENT, "draft " + std::to_string(params.draft) + " is out of range; expected 1 to " + std::to_string(max_draft) +
+        throw Error(KAD_INVALID_ARGUMENT, "draft " + std::to_string(params.draft) + " is out of range; expected 1 to " +
+                                              std::to_string(max_draft) +
                                               " guesses per pass (the batch holds no more)");
     }
     for (size_t i = 0; i < params.n_stops; ++i) {
         need(params.stops, "stops");
         need(params.stops[i], "a stop string");
-        if (!*params.stops[i]) throw Error(KAD_INVALID_ARGUMENT, "stop string " + std::to_string(i) + " is empty; expected at least one character");
+        if (!*params.stops[i])
+            throw Error(KAD_INVALID_ARGUMENT,
+                        "stop string " + std::to_string(i) + " is empty; expected at least one character");
     }
 }
 
@@ -115,21 +125,23 @@ void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, cons
     if (!engine.speaks(role)) return;
     const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids";
     const bool   used = role == KAD_ROLE_ALIGNED || engine.options().rule.kind != KAD_RULE_ALIGNED;
-    if (n == 0 && used) throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " is empty; expected a prompt of at least one token");
+    if (n == 0 && used)
+        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " is empty; expected a prompt of at least one token");
     if (n) need(ids, name);
     const size_t n_ctx = engine.model(role)->n_ctx();
     if (n > n_ctx) {
         throw Error(KAD_CONTEXT_TOO_SMALL, "the prompt has " + std::to_string(n) + " tokens for the " +
-                                               (role == KAD_ROLE_BASE ? "base" : "aligned") + " model, but the context holds " +
-                                               std::to_string(n_ctx) + "; shorten the prompt or raise n_ctx");
+                                               (role == KAD_ROLE_BASE ? "base" : "aligned") +
+                                               " model, but the context holds " + std::to_string(n_ctx) +
+                                               "; shorten the prompt or raise n_ctx");
     }
     sequence.sides[role].context.assign(ids, ids + n);
 }
 
 void read_stats(const kad_sequence & sequence, kad_stats & stats) {
-    stats = {};
-    const Side & base = sequence.sides[KAD_ROLE_BASE];
-    const Side & aligned = sequence.sides[KAD_ROLE_ALIGNED];
+    stats                       = {};
+    const Side & base           = sequence.sides[KAD_ROLE_BASE];
+    const Side & aligned        = sequence.sides[KAD_ROLE_ALIGNED];
     stats.mode                  = sequence.mode;
     stats.prompt_tokens         = int32_t(base.active ? base.n_prompt : aligned.n_prompt);
     stats.prompt_tokens_aligned = int32_t(aligned.active ? aligned.n_prompt : 0);
@@ -146,7 +158,8 @@ void read_stats(const kad_sequence & sequence, kad_stats & stats) {
 void current_only(const kad_sequence * sequence) {
     need(sequence, "sequence");
     if (sequence->engine->current != sequence) {
-        throw Error(KAD_BAD_STATE, "this sequence was superseded by another one on the same engine; open it again with its prompt");
+        throw Error(KAD_BAD_STATE,
+                    "this sequence was superseded by another one on the same engine; open it again with its prompt");
     }
 }
 
@@ -164,7 +177,8 @@ kad_status kad_library(kad_library_info * out) {
             }
             return names;
         }();
-        *out = { KAD_BUILT_LLAMA_VERSION, KAD_BUILT_LLAMA_COMMIT, llama_version(), ggml_commit(), backends.c_str(), llama_print_system_info() };
+        *out = { KAD_BUILT_LLAMA_VERSION, KAD_BUILT_LLAMA_COMMIT, llama_version(),
+                 ggml_commit(),           backends.c_str(),       llama_print_system_info() };
     });
 }
 
@@ -197,7 +211,7 @@ kad_status kad_engine_open(const kad_engine_params * params, kad_engine ** out) 
         const kad_engine_params given = completed(params, kad_engine_default_params(), "params");
         check_library();
         static const bool initialised = (llama_backend_init(), true);
-        (void) initialised;
+        (void)initialised;
         *out = new kad_engine(engine_options(given));
     });
 }
@@ -219,7 +233,7 @@ kad_status kad_engine_model(const kad_engine * engine, int32_t role, kad_model_i
         const kad_role     which = role_of(role);
         const LlamaModel * model = engine->model(which);
         if (!model) {
-            *out = {};
+            *out             = {};
             out->description = out->architecture = out->type_k = out->type_v = out->devices = out->chat_template = "";
             out->bos_text = out->eos_text = "";
             out->bos = out->eos = -1;
@@ -227,11 +241,14 @@ kad_status kad_engine_model(const kad_engine * engine, int32_t role, kad_model_i
         }
         model->describe(*out);
         if (engine->speaks(which)) {
-            out->max_pass    = engine->max_pass(which);
+            out->max_pass = engine->max_pass(which);
             // K and V of every cell: what the context was made with.
-            const kad_file_info file = inspect_file(engine->options().models[which].path);
-            const auto bytes = [&](const char * type) { return double(ggml_row_size(ggml_type(cache_type(type)), 256)) / 512; };
-            out->cache_bytes = uint64_t(double(file.cache_bytes_per_token) * out->n_ctx * (bytes(out->type_k) + bytes(out->type_v)) / 2);
+            const kad_file_info file  = inspect_file(engine->options().models[which].path);
+            const auto          bytes = [&](const char * type) {
+                return double(ggml_row_size(ggml_type(cache_type(type)), 256)) / 512;
+            };
+            out->cache_bytes = uint64_t(double(file.cache_bytes_per_token) * out->n_ctx *
+                                        (bytes(out->type_k) + bytes(out->type_v)) / 2);
         } else {
             out->loaded = 0;
         }
@@ -243,7 +260,11 @@ kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * out) {
         need(engine, "engine");
         need(out, "out");
         const VocabularyComparison & found = engine->vocabularies();
-        *out = { found.equal, found.overlap, int32_t(found.n_differing), { -1, -1, -1, -1, -1 }, int32_t(engine->events().size()) };
+        *out                               = { found.equal,
+                                               found.overlap,
+                                               int32_t(found.n_differing),
+                                               { -1, -1, -1, -1, -1 },
+                                               int32_t(engine->events().size()) };
         for (size_t i = 0; i < found.differing.size(); ++i) out->differing[i] = found.differing[i];
     });
 }
@@ -251,7 +272,9 @@ kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * out) {
 static const LlamaModel & model_for_text(const kad_engine * engine, int32_t role) {
     need(engine, "engine");
     const LlamaModel * model = engine->model(role_of(role));
-    if (!model) throw Error(KAD_INVALID_ARGUMENT, std::string("this engine has no ") + (role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+    if (!model)
+        throw Error(KAD_INVALID_ARGUMENT,
+                    std::string("this engine has no ") + (role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
     return *model;
 }
 
@@ -263,8 +286,8 @@ static void hand_ids(const std::vector<Token> & found, int32_t * ids, size_t cap
     n_ids = found.size();
 }
 
-kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes, int32_t parse_special, int32_t * ids,
-                        size_t capacity, size_t * n_ids) {
+kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes,
+                        int32_t parse_special, int32_t * ids, size_t capacity, size_t * n_ids) {
     return guarded([&] {
         const LlamaModel & model = model_for_text(engine, role);
         need(text, "text");
@@ -281,11 +304,13 @@ kad_status kad_special_tokens(const kad_engine * engine, int32_t role, int32_t *
     });
 }
 
-kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, const char ** bytes, size_t * n_bytes, int32_t * type) {
+kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, const char ** bytes, size_t * n_bytes,
+                           int32_t * type) {
     return guarded([&] {
         const LlamaModel & model = model_for_text(engine, role);
         if (id < 0 || size_t(id) >= model.size()) {
-            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(id) + " is out of range; expected 0 to " + std::to_string(model.size() - 1));
+            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(id) + " is out of range; expected 0 to " +
+                                                  std::to_string(model.size() - 1));
         }
         const std::string & text = model.bytes(id);
         if (bytes) *bytes = text.data();
@@ -303,19 +328,19 @@ kad_status kad_token_bytes(const kad_engine * engine, int32_t role, int32_t id, 
 
 kad_sequence_params kad_sequence_default_params(void) {
     kad_sequence_params params = {};
-    params.size        = sizeof params;
-    params.temperature = 1;
-    params.top_p       = 1;
-    params.max_tokens  = 256;
-    params.mode        = KAD_MODE_SPECULATIVE;
-    params.draft       = 3;
+    params.size                = sizeof params;
+    params.temperature         = 1;
+    params.top_p               = 1;
+    params.max_tokens          = 256;
+    params.mode                = KAD_MODE_SPECULATIVE;
+    params.draft               = 3;
     return params;
 }
 
 int32_t kad_max_draft(const kad_engine * engine) { return engine ? int32_t(engine->generator().max_draft()) : 0; }
 
-kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids, size_t n_base,
-                             const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out) {
+kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids,
+                             size_t n_base, const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out) {
     return guarded([&] {
         need(engine, "engine");
         need(out, "out");
@@ -323,7 +348,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         check_sampling(given, engine->generator().max_draft());
         rule_temperature(engine->options().rule, given.temperature); // refuses "sampling" at temperature 0
 
-        auto sequence = std::make_unique<kad_sequence>();
+        auto sequence         = std::make_unique<kad_sequence>();
         sequence->engine      = engine;
         sequence->coins       = { given.seed, given.text_number };
         sequence->temperature = given.temperature;
@@ -357,19 +382,21 @@ kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t
         need(n, "n");
         const size_t room = sequence->draft + 1;
         if (capacity < room) {
-            throw Error(KAD_INVALID_ARGUMENT, "capacity " + std::to_string(capacity) + " is too small; a step may say " + std::to_string(room) + " tokens");
+            throw Error(KAD_INVALID_ARGUMENT, "capacity " + std::to_string(capacity) +
+                                                  " is too small; a step may say " + std::to_string(room) + " tokens");
         }
         if (sequence->said.empty()) {
             sequence->engine->cancel = false;
             const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
             sequence->engine->generator().step(*sequence);
         }
-        sequence->handed.assign(std::make_move_iterator(sequence->said.begin()), std::make_move_iterator(sequence->said.end()));
+        sequence->handed.assign(std::make_move_iterator(sequence->said.begin()),
+                                std::make_move_iterator(sequence->said.end()));
         sequence->said.clear();
         for (size_t i = 0; i < sequence->handed.size(); ++i) {
             const Said & said = sequence->handed[i];
-            tokens[i] = { said.id,      said.source,     said.bytes.data(),  said.bytes.size(),
-                          said.logprob, said.base_share, said.deferred_mass, said.guess };
+            tokens[i]         = { said.id,      said.source,     said.bytes.data(),  said.bytes.size(),
+                                  said.logprob, said.base_share, said.deferred_mass, said.guess };
         }
         *n = int32_t(sequence->handed.size());
     });
@@ -403,12 +430,15 @@ kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * alig
     return guarded([&] {
         current_only(sequence);
         const size_t size = sequence->engine->events().size();
-        if (n != size) throw Error(KAD_INVALID_ARGUMENT, "n is " + std::to_string(n) + "; expected rows of " + std::to_string(size) + " events");
+        if (n != size)
+            throw Error(KAD_INVALID_ARGUMENT,
+                        "n is " + std::to_string(n) + "; expected rows of " + std::to_string(size) + " events");
         sequence->engine->cancel = false;
         const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
         float * const        rows[] = { base, aligned };
         for (const kad_role role : ROLES) {
-            if (rows[role]) std::memcpy(rows[role], sequence->engine->generator().event_row(*sequence, role), n * sizeof(float));
+            if (rows[role])
+                std::memcpy(rows[role], sequence->engine->generator().event_row(*sequence, role), n * sizeof(float));
         }
     });
 }
@@ -429,7 +459,7 @@ kad_status kad_measure_passes(const kad_engine_params * params, int32_t role, ka
         const kad_engine_params given = completed(params, kad_engine_default_params(), "params");
         check_library();
         const PassInfo found = Engine::measure(engine_options(given), role_of(role));
-        *out = { found.max_pass, found.type_k, found.type_v, found.tested };
+        *out                 = { found.max_pass, found.type_k, found.type_v, found.tested };
     });
 }
 

@@ -20,7 +20,8 @@ kad_status fail(kad_status status, const std::string & message) noexcept {
 
 static void check_temperature(double temperature) {
     if (!(temperature >= 0 && std::isfinite(temperature))) {
-        throw Error(KAD_INVALID_ARGUMENT, "temperature " + shown(temperature) + " is out of range; expected a finite value >= 0");
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "temperature " + shown(temperature) + " is out of range; expected a finite value >= 0");
     }
 }
 
@@ -29,8 +30,8 @@ struct Pair {
     Distribution raw, p, q;
     KeptSet      kept;
 
-    Pair(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped, const float * aligned_shaped,
-         size_t n, double temperature) {
+    Pair(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
+         const float * aligned_shaped, size_t n, double temperature) {
         need(rule, "rule");
         need(base, "base_logits");
         need(aligned, "aligned_logits");
@@ -84,8 +85,8 @@ double kad_coin(uint64_t seed, uint64_t text_number, uint64_t event, uint64_t pu
     return Coins{ seed, text_number }(event, purpose);
 }
 
-kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n, double temperature,
-                       double * pi) {
+kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
+                       double temperature, double * pi) {
     return guarded([&] {
         need(pi, "pi");
         const Pair    pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
@@ -94,8 +95,8 @@ kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const f
     });
 }
 
-kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n, double temperature,
-                        uint8_t * deferred) {
+kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
+                        double temperature, uint8_t * deferred) {
     return guarded([&] {
         need(deferred, "deferred");
         const Pair pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
@@ -104,21 +105,23 @@ kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const 
 }
 
 kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
-                    const float * aligned_shaped, size_t n, double temperature, const double coins[4], kad_draw_result * out) {
+                    const float * aligned_shaped, size_t n, double temperature, const double coins[4],
+                    kad_draw_result * out) {
     return guarded([&] {
         need(coins, "coins");
         need(out, "out");
         for (int i = 0; i < 4; ++i) {
             if (!(coins[i] >= 0 && coins[i] < 1)) {
-                throw Error(KAD_INVALID_ARGUMENT, "coin " + shown(coins[i]) + " is out of range; expected 0 <= coin < 1");
+                throw Error(KAD_INVALID_ARGUMENT,
+                            "coin " + shown(coins[i]) + " is out of range; expected 0 <= coin < 1");
             }
         }
         const Pair pair(rule, base, aligned, base_shaped, aligned_shaped, n, temperature);
         DrawCoins  c;
-        c.proposal   = coins[0];
-        c.acceptance = coins[1];
-        c.residual   = coins[2];
-        c.source     = coins[3];
+        c.proposal      = coins[0];
+        c.acceptance    = coins[1];
+        c.residual      = coins[2];
+        c.source        = coins[3];
         const Token   x = pair.q.draw(c.proposal);
         const Outcome y = draw(pair.p, pair.q, pair.kept, x, c);
         const Mixture pi(pair.p, pair.q, pair.kept);

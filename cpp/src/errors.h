@@ -11,7 +11,8 @@ namespace kad {
 // Keeps the message for kad_last_error() and hands back the status.
 kad_status fail(kad_status status, const std::string & message) noexcept;
 
-template <typename Body> kad_status guarded(Body body) noexcept {
+template <typename Body>
+kad_status guarded(Body body) noexcept {
     try {
         body();
         return KAD_OK;

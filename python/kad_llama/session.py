@@ -194,7 +194,12 @@ class KadLlama:
                 continue
             if reproducible:
                 measured = measure_passes(
-                    path, role, n_ctx=n_ctx, n_threads=params.n_threads, n_gpu_layers=layers, params=given  # type: ignore[arg-type]
+                    path,
+                    role,
+                    n_ctx=n_ctx,
+                    n_threads=params.n_threads,
+                    n_gpu_layers=layers,
+                    params=given,  # type: ignore[arg-type]
                 )
                 for name, kind in (("type_k", measured.type_k), ("type_v", measured.type_v)):
                     fields.setdefault(name, lib.kad_cache_type(kind.encode()))

@@ -9,30 +9,30 @@
 extern "C" {
 /* table: begin */
 typedef struct table_model {
-    int32_t n_vocab;
-    int32_t period;               // rows are [period][n_vocab][n_vocab]: by context length modulo period, then by the last id
+    int32_t       n_vocab;
+    int32_t       period; // rows are [period][n_vocab][n_vocab]: by context length modulo period, then by the last id
     const float * rows;
-    const char * const * bytes;   // spelling of each id
-    const int32_t * n_bytes;
-    const int32_t * ends;         // 1 for an id that ends the text
-    const int32_t * prompt;
-    int32_t n_prompt;
-    int32_t can_rewind;
-    int32_t max_batch;
+    const char * const * bytes; // spelling of each id
+    const int32_t *      n_bytes;
+    const int32_t *      ends; // 1 for an id that ends the text
+    const int32_t *      prompt;
+    int32_t              n_prompt;
+    int32_t              can_rewind;
+    int32_t              max_batch;
 } table_model;
 
 typedef struct table_run {
-    table_model models[2];        // base, aligned
-    kad_rule rule;
-    double temperature;
-    uint64_t seed, text_number;
-    int32_t max_tokens, mode, draft, logprobs, n_ctx;
+    table_model models[2]; // base, aligned
+    kad_rule    rule;
+    double      temperature;
+    uint64_t    seed, text_number;
+    int32_t     max_tokens, mode, draft, logprobs, n_ctx;
 } table_run;
 
 typedef struct table_event {
-    char bytes[64];
+    char    bytes[64];
     int32_t n_bytes, id, source, guess;
-    double logprob, base_share, deferred_mass;
+    double  logprob, base_share, deferred_mass;
 } table_event;
 
 typedef struct table_result {
@@ -61,7 +61,8 @@ public:
     bool   can_rewind() const override { return table_.can_rewind != 0; }
 
     void evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) override {
-        if (at != held_.size() || n > max_batch() || n_rows > n || at + n > n_ctx_) throw Error(KAD_INTERNAL_ERROR, "a pass out of step");
+        if (at != held_.size() || n > max_batch() || n_rows > n || at + n > n_ctx_)
+            throw Error(KAD_INTERNAL_ERROR, "a pass out of step");
         held_.insert(held_.end(), tokens, tokens + n);
         first_ = held_.size() - n_rows;
     }
@@ -107,9 +108,10 @@ private:
 void hand_out(Sequence & sequence, table_event * events, int32_t capacity, table_result & result) {
     for (; !sequence.said.empty(); sequence.said.pop_front()) {
         const Said & said = sequence.said.front();
-        if (result.n_events >= capacity || said.bytes.size() > sizeof events->bytes) throw Error(KAD_INVALID_ARGUMENT, "no room for an event");
+        if (result.n_events >= capacity || said.bytes.size() > sizeof events->bytes)
+            throw Error(KAD_INVALID_ARGUMENT, "no room for an event");
         table_event & event = events[result.n_events++];
-        event = {};
+        event               = {};
         std::memcpy(event.bytes, said.bytes.data(), said.bytes.size());
         event.n_bytes       = int32_t(said.bytes.size());
         event.id            = said.id;
@@ -128,8 +130,8 @@ int32_t table_write(const table_run * run, table_event * events, int32_t capacit
         TableModel       base(run->models[0], size_t(run->n_ctx)), aligned(run->models[1], size_t(run->n_ctx));
         const EventSpace space(&base, &aligned, compare(base, aligned).equal);
         Settings         settings;
-        settings.rule  = run->rule;
-        settings.n_ctx = size_t(run->n_ctx);
+        settings.rule            = run->rule;
+        settings.n_ctx           = size_t(run->n_ctx);
         settings.architecture[0] = settings.architecture[1] = "table";
         Generator generator(&base, &aligned, space, settings);
         Sequence  sequence;

@@ -7,8 +7,8 @@ static void multiply(uint64_t a, uint64_t b, uint64_t & high, uint64_t & low) {
     const uint64_t a0 = a & 0xffffffffu, a1 = a >> 32, b0 = b & 0xffffffffu, b1 = b >> 32;
     const uint64_t p00 = a0 * b0, p01 = a0 * b1, p10 = a1 * b0, p11 = a1 * b1;
     const uint64_t middle = (p00 >> 32) + (p01 & 0xffffffffu) + (p10 & 0xffffffffu);
-    low  = (p00 & 0xffffffffu) | (middle << 32);
-    high = p11 + (p01 >> 32) + (p10 >> 32) + (middle >> 32);
+    low                   = (p00 & 0xffffffffu) | (middle << 32);
+    high                  = p11 + (p01 >> 32) + (p10 >> 32) + (middle >> 32);
 }
 
 std::array<uint64_t, 4> philox4x64_10(std::array<uint64_t, 4> x, std::array<uint64_t, 2> key) {

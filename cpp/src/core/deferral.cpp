@@ -8,8 +8,10 @@ namespace kad {
 
 static const kad_rule_info RULES[] = {
     { "dual", "S = {v : p(v) >= lambda}", "KAD, Lagrangian dual (arXiv 2510.27017)", 0.4, 0, 1, 1 },
-    { "primal", "S = smallest set of most probable tokens with mass >= 1 - b", "KAD, greedy LP solution (arXiv 2510.27017)", 0.9, 0, 1, 1 },
-    { "nudging", "S = everything if max p >= gamma, else nothing", "NUDGING, token level (arXiv 2410.09300)", 0.4, 0, 1, 0 },
+    { "primal", "S = smallest set of most probable tokens with mass >= 1 - b",
+      "KAD, greedy LP solution (arXiv 2510.27017)", 0.9, 0, 1, 1 },
+    { "nudging", "S = everything if max p >= gamma, else nothing", "NUDGING, token level (arXiv 2410.09300)", 0.4, 0, 1,
+      0 },
     { "base", "S = everything: pi = p", "the base alone (lossless speculative decoding when drafting)", 0, 0, 0, 0 },
     { "aligned", "S = nothing: pi = q", "the aligned model alone", 0, 0, 0, 0 },
 };
@@ -94,21 +96,23 @@ void decide(const kad_rule & rule, const Distribution * p, KeptSet & kept) {
 void check_rule(const kad_rule & rule) {
     const kad_rule_info & info = rule_info(rule.kind);
     if (info.low != info.high && !(rule.threshold >= info.low && rule.threshold <= info.high)) {
-        throw Error(KAD_INVALID_ARGUMENT, "threshold " + shown(rule.threshold) + " is out of range for rule " + info.name +
-                                              "; expected " + shown(info.low) + " to " + shown(info.high));
+        throw Error(KAD_INVALID_ARGUMENT, "threshold " + shown(rule.threshold) + " is out of range for rule " +
+                                              info.name + "; expected " + shown(info.low) + " to " + shown(info.high));
     }
     const double t = rule.temperature;
     if (t != KAD_RULE_TEMPERATURE_SAMPLING && !(t > 0 && std::isfinite(t))) {
-        throw Error(KAD_INVALID_ARGUMENT, "rule temperature " + shown(t) + " is out of range; expected a finite value > 0, or "
-                                          "\"sampling\" for the sampling temperature");
+        throw Error(KAD_INVALID_ARGUMENT, "rule temperature " + shown(t) +
+                                              " is out of range; expected a finite value > 0, or "
+                                              "\"sampling\" for the sampling temperature");
     }
 }
 
 double rule_temperature(const kad_rule & rule, double temperature) {
     if (rule.temperature != KAD_RULE_TEMPERATURE_SAMPLING) return rule.temperature;
     if (temperature == 0) {
-        throw Error(KAD_INVALID_ARGUMENT, "rule temperature \"sampling\" cannot be used at temperature 0: every row would be one-hot and "
-                                          "nothing deferred; use rule temperature 1, or a temperature > 0");
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "rule temperature \"sampling\" cannot be used at temperature 0: every row would be one-hot and "
+                    "nothing deferred; use rule temperature 1, or a temperature > 0");
     }
     return temperature;
 }

@@ -17,8 +17,14 @@ struct KeptSet {
     bool contains(Token v) const;
     bool at_most_one() const { return extent == Extent::Nothing || (extent == Extent::Some && ids.size() == 1); }
 
-    void nothing() { extent = Extent::Nothing; ids.clear(); }
-    void everything() { extent = Extent::Everything; ids.clear(); }
+    void nothing() {
+        extent = Extent::Nothing;
+        ids.clear();
+    }
+    void everything() {
+        extent = Extent::Everything;
+        ids.clear();
+    }
     void some() { extent = ids.empty() ? Extent::Nothing : Extent::Some; }
 };
 

@@ -18,8 +18,8 @@ Outcome draw(const Distribution & p, const Distribution & q, const KeptSet & kep
     const Mixture pi(p, q, kept);
     // No division, and strict: a token of probability zero is never taken, whatever the coin.
     const bool accepted = coins.acceptance * q.probability(x) < pi.probability(x);
-    outcome.token  = accepted ? x : pi.draw_residual(coins.residual);
-    outcome.source = coins.source < pi.base_share(outcome.token) ? KAD_SOURCE_BASE : KAD_SOURCE_ALIGNED;
+    outcome.token       = accepted ? x : pi.draw_residual(coins.residual);
+    outcome.source      = coins.source < pi.base_share(outcome.token) ? KAD_SOURCE_BASE : KAD_SOURCE_ALIGNED;
     return outcome;
 }
 

@@ -28,19 +28,19 @@ static inline double exp_negative(double x) {
     const double n       = t - shift;
     const double r       = (clamped - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
     double       e       = 1.0 / 6227020800.0;
-    e = e * r + 1.0 / 479001600.0;
-    e = e * r + 1.0 / 39916800.0;
-    e = e * r + 1.0 / 3628800.0;
-    e = e * r + 1.0 / 362880.0;
-    e = e * r + 1.0 / 40320.0;
-    e = e * r + 1.0 / 5040.0;
-    e = e * r + 1.0 / 720.0;
-    e = e * r + 1.0 / 120.0;
-    e = e * r + 1.0 / 24.0;
-    e = e * r + 1.0 / 6.0;
-    e = e * r + 0.5;
-    e = e * r + 1.0;
-    e = e * r + 1.0;
+    e                    = e * r + 1.0 / 479001600.0;
+    e                    = e * r + 1.0 / 39916800.0;
+    e                    = e * r + 1.0 / 3628800.0;
+    e                    = e * r + 1.0 / 362880.0;
+    e                    = e * r + 1.0 / 40320.0;
+    e                    = e * r + 1.0 / 5040.0;
+    e                    = e * r + 1.0 / 720.0;
+    e                    = e * r + 1.0 / 120.0;
+    e                    = e * r + 1.0 / 24.0;
+    e                    = e * r + 1.0 / 6.0;
+    e                    = e * r + 0.5;
+    e                    = e * r + 1.0;
+    e                    = e * r + 1.0;
     uint64_t bits;
     std::memcpy(&bits, &t, sizeof bits);
     bits = (bits << 52) + (uint64_t(1023) << 52);
@@ -59,12 +59,12 @@ KAD_CLONES static void scan(const float * logits, size_t n, float & max, bool & 
     for (; i + LANES <= n; i += LANES) {
         for (size_t k = 0; k < LANES; ++k) {
             const float l = logits[i + k];
-            best[k]  = l > best[k] ? l : best[k];
+            best[k]       = l > best[k] ? l : best[k];
             wrong[k] |= uint32_t(!(l <= FLT_MAX));
         }
     }
     for (; i < n; ++i) {
-        best[0]  = logits[i] > best[0] ? logits[i] : best[0];
+        best[0] = logits[i] > best[0] ? logits[i] : best[0];
         wrong[0] |= uint32_t(!(logits[i] <= FLT_MAX));
     }
     max = *std::max_element(best, best + LANES);
@@ -79,7 +79,7 @@ KAD_CLONES static void weights(const float * logits, size_t n, double max, doubl
 // The sum of n doubles in eight lanes: an order that vector units of any width can keep.
 KAD_CLONES static double lane_sum(const double * values, size_t n) {
     double sum[LANES] = {};
-    size_t i = 0;
+    size_t i          = 0;
     for (; i + LANES <= n; i += LANES) {
         for (size_t k = 0; k < LANES; ++k) sum[k] += values[i + k];
     }
@@ -99,7 +99,8 @@ void Distribution::set(const float * logits, size_t n, double temperature, const
                                           shown(logits[at]) + "; expected finite values or -inf");
     }
     if (max_ == -INFINITY) {
-        throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
+        throw Error(KAD_NOT_A_NUMBER,
+                    std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
     }
     logits_  = logits;
     n_       = n;
@@ -124,9 +125,7 @@ void Distribution::set(const float * logits, size_t n, double temperature, const
     log_total_ = std::log(total_);
 }
 
-double Distribution::weight(size_t i) const {
-    return exp_negative((double(logits_[i]) - double(max_)) * inverse_);
-}
+double Distribution::weight(size_t i) const { return exp_negative((double(logits_[i]) - double(max_)) * inverse_); }
 
 double Distribution::probability(Token v) const {
     if (one_hot_) return v == top_ ? 1 : 0;
@@ -144,8 +143,8 @@ double Distribution::at_least(double log_threshold) const {
 
 Token Distribution::draw(double coin) const {
     if (one_hot_) return top_;
-    const double target  = coin * total_;
-    double       before  = 0; // cumulative sum of the blocks passed
+    const double target = coin * total_;
+    double       before = 0; // cumulative sum of the blocks passed
     for (size_t b = 0; b < blocks_.size(); before += blocks_[b], ++b) {
         if (!(before + blocks_[b] > target)) continue;
         double       sum = before;

@@ -38,15 +38,15 @@ public:
     const float * logits() const { return logits_; }
 
 private:
-    const float *       logits_ = nullptr;
-    size_t              n_       = 0;
-    double              inverse_ = 1; // 1 / temperature
-    float               max_     = 0;
-    Token               top_     = 0;
-    bool                one_hot_ = false;
-    double              total_   = 1; // sum of exp((logit - max) / T)
+    const float *       logits_    = nullptr;
+    size_t              n_         = 0;
+    double              inverse_   = 1; // 1 / temperature
+    float               max_       = 0;
+    Token               top_       = 0;
+    bool                one_hot_   = false;
+    double              total_     = 1; // sum of exp((logit - max) / T)
     double              log_total_ = 0;
-    std::vector<double> blocks_;      // total_ by blocks of BLOCK tokens
+    std::vector<double> blocks_; // total_ by blocks of BLOCK tokens
 
     double weight(size_t i) const; // exp((logit - max) / T)
 };

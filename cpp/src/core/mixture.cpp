@@ -30,12 +30,11 @@ double Mixture::base_share(Token v) const {
     return pi > 0 ? p_.probability(v) / pi : 0;
 }
 
-double Mixture::residual(Token v) const {
-    return std::max(0.0, p_.probability(v) - (1 - alpha_) * q_.probability(v));
-}
+double Mixture::residual(Token v) const { return std::max(0.0, p_.probability(v) - (1 - alpha_) * q_.probability(v)); }
 
 // Visits S in ascending order.
-template <typename Visit> static void each(const KeptSet & kept, size_t n, Visit visit) {
+template <typename Visit>
+static void each(const KeptSet & kept, size_t n, Visit visit) {
     if (kept.extent == KeptSet::Extent::Some) {
         for (const Token v : kept.ids) {
             if (!visit(v)) return;
@@ -49,7 +48,10 @@ template <typename Visit> static void each(const KeptSet & kept, size_t n, Visit
 
 Token Mixture::draw_residual(double coin) const {
     double total = 0;
-    each(kept_, p_.size(), [&](Token v) { total += residual(v); return true; });
+    each(kept_, p_.size(), [&](Token v) {
+        total += residual(v);
+        return true;
+    });
     if (!(total > 0)) return most_probable();
     const double target = coin * total;
     double       sum    = 0;

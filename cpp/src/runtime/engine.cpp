@@ -13,26 +13,31 @@ static const char * name_of(kad_role role) { return role == KAD_ROLE_BASE ? "bas
 static void check_options(const EngineOptions & options) {
     check_rule(options.rule);
     if (options.n_ctx <= 0) {
-        throw Error(KAD_INVALID_ARGUMENT, "n_ctx " + std::to_string(options.n_ctx) + " is out of range; expected at least 1 token");
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "n_ctx " + std::to_string(options.n_ctx) + " is out of range; expected at least 1 token");
     }
     if (options.n_threads < 0 || options.n_threads > 1024) {
-        throw Error(KAD_INVALID_ARGUMENT, "n_threads " + std::to_string(options.n_threads) + " is out of range; expected 1 to 1024, or 0 for the "
-                                          "physical cores");
+        throw Error(KAD_INVALID_ARGUMENT, "n_threads " + std::to_string(options.n_threads) +
+                                              " is out of range; expected 1 to 1024, or 0 for the "
+                                              "physical cores");
     }
     for (const kad_role role : ROLES) {
         const ModelOptions & model  = options.models[role];
         const bool           speaks = !model.path.empty() && !model.vocab_only;
         const int32_t        alone  = role == KAD_ROLE_BASE ? KAD_RULE_ALIGNED : KAD_RULE_BASE;
         if (!speaks && options.rule.kind != alone) {
-            throw Error(KAD_INVALID_ARGUMENT, std::string("rule ") + rule_info(options.rule.kind).name + " needs the " + name_of(role) +
-                                                  " model; give its path, or use rule " + rule_info(alone).name);
+            throw Error(KAD_INVALID_ARGUMENT, std::string("rule ") + rule_info(options.rule.kind).name + " needs the " +
+                                                  name_of(role) + " model; give its path, or use rule " +
+                                                  rule_info(alone).name);
         }
         if (model.n_gpu_layers < -1) {
-            throw Error(KAD_INVALID_ARGUMENT, "n_gpu_layers " + std::to_string(model.n_gpu_layers) + " is out of range; expected -1 (all) or more");
+            throw Error(KAD_INVALID_ARGUMENT, "n_gpu_layers " + std::to_string(model.n_gpu_layers) +
+                                                  " is out of range; expected -1 (all) or more");
         }
         for (const auto & [name, value] : model.fields) check_field(name, value, name_of(role));
         if (options.max_pass[role] < 0) {
-            throw Error(KAD_INVALID_ARGUMENT, "max_pass " + std::to_string(options.max_pass[role]) + " is out of range; expected 0 (measure) or more");
+            throw Error(KAD_INVALID_ARGUMENT, "max_pass " + std::to_string(options.max_pass[role]) +
+                                                  " is out of range; expected 0 (measure) or more");
         }
     }
 }
@@ -63,12 +68,12 @@ static MemoryNeed memory_of(const kad_file_info & file, const ModelOptions & opt
 }
 
 static std::string figures(kad_role role, const MemoryNeed & need) {
-    return std::string(name_of(role)) + " " + gibibytes(need.total()) + " (weights " + gibibytes(need.weights) + ", cache " +
-           gibibytes(need.cache) + ", logits " + gibibytes(need.buffers) + ")";
+    return std::string(name_of(role)) + " " + gibibytes(need.total()) + " (weights " + gibibytes(need.weights) +
+           ", cache " + gibibytes(need.cache) + ", logits " + gibibytes(need.buffers) + ")";
 }
 
 static void check_memory(const EngineOptions & options, const kad_file_info * files, uint64_t n_ctx) {
-    uint64_t    total = 0;
+    uint64_t    total   = 0;
     bool        offload = false;
     std::string parts;
     for (const kad_role role : ROLES) {
@@ -81,9 +86,10 @@ static void check_memory(const EngineOptions & options, const kad_file_info * fi
     }
     const uint64_t limit = options.memory_limit ? options.memory_limit : available_memory(offload);
     if (total > limit) {
-        throw Error(KAD_OUT_OF_MEMORY, "the models do not fit into memory: " + parts + " = " + gibibytes(total) + " of " + gibibytes(limit) +
-                                           " free; use a smaller quantisation, a shorter context than " + std::to_string(n_ctx) +
-                                           ", a smaller cache type, or close other programs");
+        throw Error(KAD_OUT_OF_MEMORY, "the models do not fit into memory: " + parts + " = " + gibibytes(total) +
+                                           " of " + gibibytes(limit) +
+                                           " free; use a smaller quantisation, a shorter context than " +
+                                           std::to_string(n_ctx) + ", a smaller cache type, or close other programs");
     }
 }
 
@@ -94,27 +100,29 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
     for (const kad_role role : ROLES) {
         if (options.models[role].path.empty()) continue;
         files[role] = inspect_file(options.models[role].path);
-        if (!options.models[role].vocab_only && files[role].n_ctx_train) n_ctx = std::min<uint64_t>(n_ctx, files[role].n_ctx_train);
+        if (!options.models[role].vocab_only && files[role].n_ctx_train)
+            n_ctx = std::min<uint64_t>(n_ctx, files[role].n_ctx_train);
     }
     check_memory(options, files, n_ctx);
 
     const double bytes[2] = { double(files[0].tensor_bytes), double(files[1].tensor_bytes) };
     for (const kad_role role : ROLES) {
         if (options.models[role].path.empty()) continue;
-        const double before = role == KAD_ROLE_BASE ? 0 : bytes[0];
+        const double before   = role == KAD_ROLE_BASE ? 0 : bytes[0];
         const auto   progress = [&](double fraction) {
-            return !cancel && (!options.progress || options.progress((before + fraction * bytes[role]) / (bytes[0] + bytes[1])));
+            return !cancel &&
+                   (!options.progress || options.progress((before + fraction * bytes[role]) / (bytes[0] + bytes[1])));
         };
         models_[role] = std::make_unique<LlamaModel>(options.models[role], role, options.verbose, progress);
     }
     if (models_[0] && models_[1]) comparison_ = compare(*models_[0], *models_[1]);
 
-    Settings         settings;
-    LanguageModel *  speaking[2]     = {};
+    Settings           settings;
+    LanguageModel *    speaking[2]     = {};
     const Vocabulary * vocabularies[2] = {};
-    settings.rule         = options.rule;
-    settings.n_ctx        = size_t(n_ctx);
-    settings.reproducible = options.reproducible;
+    settings.rule                      = options.rule;
+    settings.n_ctx                     = size_t(n_ctx);
+    settings.reproducible              = options.reproducible;
     for (const kad_role role : ROLES) {
         if (!speaks(role)) continue;
         LlamaModel &   model = *models_[role];
@@ -124,9 +132,9 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         if (options.reproducible) {
             if (options.max_pass[role] == 0) {
                 const PassInfo measured = measure_passes(model, options.models[role], context, &cancel);
-                max_pass_[role] = measured.max_pass;
-                context.type_k  = measured.type_k;
-                context.type_v  = measured.type_v;
+                max_pass_[role]         = measured.max_pass;
+                context.type_k          = measured.type_k;
+                context.type_v          = measured.type_v;
             } else {
                 max_pass_[role] = options.max_pass[role];
             }
@@ -144,7 +152,9 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
 
 PassInfo Engine::measure(const EngineOptions & options, kad_role role) {
     const ModelOptions & wanted = options.models[role];
-    if (wanted.path.empty()) throw Error(KAD_INVALID_ARGUMENT, std::string("the ") + name_of(role) + " model has no path; expected a GGUF file");
+    if (wanted.path.empty())
+        throw Error(KAD_INVALID_ARGUMENT,
+                    std::string("the ") + name_of(role) + " model has no path; expected a GGUF file");
     for (const auto & [name, value] : wanted.fields) check_field(name, value, name_of(role));
     const kad_file_info file = inspect_file(wanted.path);
     LlamaModel          model(wanted, role, options.verbose, options.progress);

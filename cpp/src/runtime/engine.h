@@ -13,12 +13,12 @@ struct kad_sequence;
 namespace kad {
 
 struct EngineOptions {
-    ModelOptions models[2];
-    kad_rule     rule;
-    int32_t      n_ctx, n_threads;
-    bool         reproducible, verbose;
-    int32_t      max_pass[2];
-    uint64_t     memory_limit;
+    ModelOptions                models[2];
+    kad_rule                    rule;
+    int32_t                     n_ctx, n_threads;
+    bool                        reproducible, verbose;
+    int32_t                     max_pass[2];
+    uint64_t                    memory_limit;
     std::function<bool(double)> progress;
 };
 
@@ -26,15 +26,15 @@ class Engine {
 public:
     explicit Engine(const EngineOptions & options);
 
-    LlamaModel *         model(kad_role role) { return models_[role].get(); }
-    const LlamaModel *   model(kad_role role) const { return models_[role].get(); }
-    Generator &          generator() { return *generator_; }
-    const Generator &    generator() const { return *generator_; }
-    const EngineOptions & options() const { return options_; }
+    LlamaModel *                 model(kad_role role) { return models_[role].get(); }
+    const LlamaModel *           model(kad_role role) const { return models_[role].get(); }
+    Generator &                  generator() { return *generator_; }
+    const Generator &            generator() const { return *generator_; }
+    const EngineOptions &        options() const { return options_; }
     const VocabularyComparison & vocabularies() const { return comparison_; }
-    const EventSpace &   events() const { return *events_; }
-    int32_t              max_pass(kad_role role) const { return max_pass_[role]; }
-    bool                 speaks(kad_role role) const { return models_[role] && !options_.models[role].vocab_only; }
+    const EventSpace &           events() const { return *events_; }
+    int32_t                      max_pass(kad_role role) const { return max_pass_[role]; }
+    bool speaks(kad_role role) const { return models_[role] && !options_.models[role].vocab_only; }
 
     std::atomic<bool>    cancel{ false };
     bool                 catch_sigint = false;
@@ -44,12 +44,12 @@ public:
     static PassInfo measure(const EngineOptions & options, kad_role role);
 
 private:
-    EngineOptions                options_;
-    std::unique_ptr<LlamaModel>  models_[2];
-    VocabularyComparison         comparison_;
-    std::unique_ptr<EventSpace>  events_;
-    std::unique_ptr<Generator>   generator_;
-    int32_t                      max_pass_[2] = {};
+    EngineOptions               options_;
+    std::unique_ptr<LlamaModel> models_[2];
+    VocabularyComparison        comparison_;
+    std::unique_ptr<EventSpace> events_;
+    std::unique_ptr<Generator>  generator_;
+    int32_t                     max_pass_[2] = {};
 };
 
 } // namespace kad

@@ -30,7 +30,8 @@ using Gguf = std::unique_ptr<gguf_context, FreeGguf>;
 uint64_t regular_file_size(const std::string & path) {
     struct stat info;
     if (stat(path.c_str(), &info) != 0) {
-        refuse(KAD_FILE_ERROR, path, std::string("cannot be opened: ") + std::strerror(errno) + "; expected a GGUF file");
+        refuse(KAD_FILE_ERROR, path,
+               std::string("cannot be opened: ") + std::strerror(errno) + "; expected a GGUF file");
     }
     if ((info.st_mode & S_IFMT) == S_IFDIR) refuse(KAD_FILE_ERROR, path, "is a directory; expected a GGUF file");
     if ((info.st_mode & S_IFMT) != S_IFREG) refuse(KAD_FILE_ERROR, path, "is not a regular file; expected a GGUF file");
@@ -40,8 +41,9 @@ uint64_t regular_file_size(const std::string & path) {
     const bool gguf     = std::fread(magic, 1, 4, file) == 4 && std::memcmp(magic, "GGUF", 4) == 0;
     std::fclose(file);
     if (!gguf) {
-        refuse(KAD_FILE_ERROR, path, "is not a GGUF file (" + std::to_string(info.st_size) +
-                                         " bytes that do not begin with \"GGUF\"); convert the model with llama.cpp's convert_hf_to_gguf.py");
+        refuse(KAD_FILE_ERROR, path,
+               "is not a GGUF file (" + std::to_string(info.st_size) +
+                   " bytes that do not begin with \"GGUF\"); convert the model with llama.cpp's convert_hf_to_gguf.py");
     }
     return uint64_t(info.st_size);
 }
@@ -59,7 +61,8 @@ uint64_t number_of(const gguf_context * gguf, const std::string & key, uint64_t 
     if (type == GGUF_TYPE_ARRAY) {
         type = gguf_get_arr_type(gguf, id);
         if (i >= gguf_get_arr_n(gguf, id)) return fallback;
-        if (type == GGUF_TYPE_UINT32 || type == GGUF_TYPE_INT32) return static_cast<const uint32_t *>(gguf_get_arr_data(gguf, id))[i];
+        if (type == GGUF_TYPE_UINT32 || type == GGUF_TYPE_INT32)
+            return static_cast<const uint32_t *>(gguf_get_arr_data(gguf, id))[i];
         return fallback;
     }
     switch (type) {
@@ -77,15 +80,17 @@ void copy_text(char * out, size_t size, const std::string & text) { std::snprint
 
 // K and V of one token in F16. Layers without attention heads (recurrent ones) take nothing.
 uint64_t cache_bytes(const gguf_context * gguf, const std::string & architecture, uint64_t n_layer) {
-    const uint64_t n_head  = number_of(gguf, architecture + ".attention.head_count", 0);
-    const uint64_t n_embd  = number_of(gguf, architecture + ".embedding_length", 0);
-    uint64_t       total   = 0;
+    const uint64_t n_head = number_of(gguf, architecture + ".attention.head_count", 0);
+    const uint64_t n_embd = number_of(gguf, architecture + ".embedding_length", 0);
+    uint64_t       total  = 0;
     for (uint64_t layer = 0; layer < n_layer; ++layer) {
         const uint64_t heads = number_of(gguf, architecture + ".attention.head_count_kv",
                                          number_of(gguf, architecture + ".attention.head_count", 0, layer), layer);
         const uint64_t width = n_head ? n_embd / n_head : 0;
-        total += heads * (number_of(gguf, architecture + ".attention.key_length", width) +
-                          number_of(gguf, architecture + ".attention.value_length", width)) * 2;
+        total += heads *
+                 (number_of(gguf, architecture + ".attention.key_length", width) +
+                  number_of(gguf, architecture + ".attention.value_length", width)) *
+                 2;
     }
     return total;
 }
@@ -94,12 +99,14 @@ uint64_t cache_bytes(const gguf_context * gguf, const std::string & architecture
 
 kad_file_info inspect_file(const std::string & path) {
     kad_file_info info = {};
-    info.file_bytes = regular_file_size(path);
+    info.file_bytes    = regular_file_size(path);
 
     LlamaLog               log(false);
     const gguf_init_params params = { /*no_alloc*/ true, /*ctx*/ nullptr };
     const Gguf             gguf(gguf_init_from_file(path.c_str(), params));
-    if (!gguf) refuse(KAD_FILE_ERROR, path, "is a damaged GGUF file: its header cannot be read" + log.reason() + "; fetch it again");
+    if (!gguf)
+        refuse(KAD_FILE_ERROR, path,
+               "is a damaged GGUF file: its header cannot be read" + log.reason() + "; fetch it again");
 
     uint64_t end = 0;
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf.get()); ++i) {
@@ -108,23 +115,27 @@ kad_file_info inspect_file(const std::string & path) {
         end = std::max<uint64_t>(end, gguf_get_data_offset(gguf.get()) + gguf_get_tensor_offset(gguf.get(), i) + size);
     }
     if (end > info.file_bytes) {
-        refuse(KAD_FILE_ERROR, path, "is truncated: " + std::to_string(info.file_bytes) + " bytes of " + std::to_string(end) + ", " +
-                                         std::to_string(end - info.file_bytes) + " are missing; fetch it again");
+        refuse(KAD_FILE_ERROR, path,
+               "is truncated: " + std::to_string(info.file_bytes) + " bytes of " + std::to_string(end) + ", " +
+                   std::to_string(end - info.file_bytes) + " are missing; fetch it again");
     }
 
     const std::string architecture = text_of(gguf.get(), "general.architecture");
-    if (architecture.empty()) refuse(KAD_FILE_ERROR, path, "names no model architecture (general.architecture); expected a language model");
+    if (architecture.empty())
+        refuse(KAD_FILE_ERROR, path, "names no model architecture (general.architecture); expected a language model");
     info.n_shards = int32_t(number_of(gguf.get(), "split.count", 1));
     if (info.n_shards > 1) {
         const uint64_t shard = number_of(gguf.get(), "split.no", 0);
         if (shard != 0) {
-            refuse(KAD_FILE_ERROR, path, "is shard " + std::to_string(shard + 1) + " of " + std::to_string(info.n_shards) +
-                                             " of a split model; give the first one (\"...-00001-of-...\")");
+            refuse(KAD_FILE_ERROR, path,
+                   "is shard " + std::to_string(shard + 1) + " of " + std::to_string(info.n_shards) +
+                       " of a split model; give the first one (\"...-00001-of-...\")");
         }
         char prefix[4096], shard_path[4096];
         if (!llama_split_prefix(prefix, sizeof prefix, path.c_str(), 0, info.n_shards)) {
-            refuse(KAD_FILE_ERROR, path, "is the first of " + std::to_string(info.n_shards) +
-                                             " shards but is not named like one; expected \"NAME-00001-of-0000N.gguf\"");
+            refuse(KAD_FILE_ERROR, path,
+                   "is the first of " + std::to_string(info.n_shards) +
+                       " shards but is not named like one; expected \"NAME-00001-of-0000N.gguf\"");
         }
         for (int32_t i = 1; i < info.n_shards; ++i) {
             llama_split_path(shard_path, sizeof shard_path, prefix, i, info.n_shards);
@@ -135,8 +146,10 @@ kad_file_info inspect_file(const std::string & path) {
     }
     const bool causal = number_of(gguf.get(), architecture + ".attention.causal", 1) != 0;
     if (!causal) {
-        refuse(KAD_MODEL_ERROR, path, "is an encoder (" + architecture + ", attention.causal is false) and cannot write text; give a causal "
-                                      "language model");
+        refuse(KAD_MODEL_ERROR, path,
+               "is an encoder (" + architecture +
+                   ", attention.causal is false) and cannot write text; give a causal "
+                   "language model");
     }
     copy_text(info.architecture, sizeof info.architecture, architecture);
     copy_text(info.name, sizeof info.name, text_of(gguf.get(), "general.name"));
@@ -144,14 +157,18 @@ kad_file_info inspect_file(const std::string & path) {
               gguf_find_key(gguf.get(), "general.file_type") < 0
                   ? "unknown"
                   : llama_ftype_name(llama_ftype(number_of(gguf.get(), "general.file_type", 0))));
-    info.n_layer       = uint32_t(number_of(gguf.get(), architecture + ".block_count", 0));
-    info.n_ctx_train   = uint32_t(number_of(gguf.get(), architecture + ".context_length", 0));
-    const int64_t list = gguf_find_key(gguf.get(), "tokenizer.ggml.tokens");
-    info.n_vocab       = list >= 0 && gguf_get_kv_type(gguf.get(), list) == GGUF_TYPE_ARRAY ? uint32_t(gguf_get_arr_n(gguf.get(), list)) : 0;
+    info.n_layer               = uint32_t(number_of(gguf.get(), architecture + ".block_count", 0));
+    info.n_ctx_train           = uint32_t(number_of(gguf.get(), architecture + ".context_length", 0));
+    const int64_t list         = gguf_find_key(gguf.get(), "tokenizer.ggml.tokens");
+    info.n_vocab               = list >= 0 && gguf_get_kv_type(gguf.get(), list) == GGUF_TYPE_ARRAY
+                                     ? uint32_t(gguf_get_arr_n(gguf.get(), list))
+                                     : 0;
     info.has_chat_template     = !text_of(gguf.get(), "tokenizer.chat_template").empty();
     info.cache_bytes_per_token = cache_bytes(gguf.get(), architecture, info.n_layer);
-    if (info.n_vocab == 0) refuse(KAD_MODEL_ERROR, path, "has no vocabulary (tokenizer.ggml.tokens) and cannot write text");
-    if (info.tensor_bytes == 0) refuse(KAD_MODEL_ERROR, path, "has no weights: a vocabulary or adapter only; give the model's own GGUF");
+    if (info.n_vocab == 0)
+        refuse(KAD_MODEL_ERROR, path, "has no vocabulary (tokenizer.ggml.tokens) and cannot write text");
+    if (info.tensor_bytes == 0)
+        refuse(KAD_MODEL_ERROR, path, "has no weights: a vocabulary or adapter only; give the model's own GGUF");
     return info;
 }
 
@@ -164,12 +181,14 @@ static uint64_t available_main_memory() {
         if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kibibytes) == 1) available = uint64_t(kibibytes) << 10;
     }
     uint64_t limit = 0, used = 0;
-    if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used && available) {
+    if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used &&
+        available) {
         available = std::min(available, limit > used ? limit - used : 0);
     }
     if (available) return available;
     size_t free = 0, total = 0;
-    if (ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) ggml_backend_dev_memory(cpu, &free, &total);
+    if (ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU))
+        ggml_backend_dev_memory(cpu, &free, &total);
     return free;
 }
 
@@ -177,7 +196,8 @@ uint64_t available_memory(bool offload) {
     uint64_t bytes = available_main_memory();
     for (size_t i = 0; offload && i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_GPU) continue; // integrated ones share main memory
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_GPU)
+            continue; // integrated ones share main memory
         size_t free = 0, total = 0;
         ggml_backend_dev_memory(device, &free, &total);
         bytes += free;

@@ -10,12 +10,14 @@ namespace kad {
 
 static constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
 
-Generator::Generator(LanguageModel * base, LanguageModel * aligned, const EventSpace & events, const Settings & settings)
+Generator::Generator(LanguageModel * base, LanguageModel * aligned, const EventSpace & events,
+                     const Settings & settings)
     : events_(events), settings_(settings) {
     LanguageModel * models[] = { base, aligned };
     for (const kad_role role : ROLES) {
         if (!models[role]) continue;
-        speakers_[role] = std::make_unique<Speaker>(*models[role], events, role, settings.reproducible, settings.max_pass[role]);
+        speakers_[role] =
+            std::make_unique<Speaker>(*models[role], events, role, settings.reproducible, settings.max_pass[role]);
     }
 }
 
@@ -24,17 +26,17 @@ size_t Generator::max_draft() const {
     for (const kad_role role : ROLES) {
         if (!speakers_[role]) continue;
         LanguageModel & model = speakers_[role]->model();
-        most = std::min({ most, model.max_rows() - 1, model.max_batch() - 1 });
+        most                  = std::min({ most, model.max_rows() - 1, model.max_batch() - 1 });
     }
     return most;
 }
 
 // Why a run may not be what was asked for is said in sequence.note.
 void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) const {
-    const kad_rule_info & rule    = rule_info(settings_.rule.kind);
-    const bool            both    = sequence.sides[KAD_ROLE_BASE].active && sequence.sides[KAD_ROLE_ALIGNED].active;
-    sequence.mode  = wanted;
-    sequence.draft = 0;
+    const kad_rule_info & rule = rule_info(settings_.rule.kind);
+    const bool            both = sequence.sides[KAD_ROLE_BASE].active && sequence.sides[KAD_ROLE_ALIGNED].active;
+    sequence.mode              = wanted;
+    sequence.draft             = 0;
     if (!both) {
         sequence.mode = KAD_MODE_PLAIN; // one model speaks: nothing to guess or to put off
         return;
@@ -43,7 +45,8 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
         for (const kad_role role : ROLES) {
             if (speakers_[role]->model().can_rewind()) continue;
             sequence.mode = KAD_MODE_PLAIN;
-            sequence.note = "no speculation: the cache of a " + settings_.architecture[role] + " model cannot rewind; runs plain";
+            sequence.note =
+                "no speculation: the cache of a " + settings_.architecture[role] + " model cannot rewind; runs plain";
             return;
         }
         if (!events_.shared_ids()) {
@@ -55,14 +58,14 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
         } else {
             sequence.draft = std::min(draft, settings_.reproducible ? speakers_[KAD_ROLE_BASE]->max_pass() - 1 : draft);
             if (sequence.draft < draft) {
-                sequence.note = "draft shortened to " + std::to_string(sequence.draft) + ": the base's rows are bit-equal up to passes of " +
-                                std::to_string(sequence.draft + 1);
+                sequence.note = "draft shortened to " + std::to_string(sequence.draft) +
+                                ": the base's rows are bit-equal up to passes of " + std::to_string(sequence.draft + 1);
             }
         }
     }
     if (sequence.mode == KAD_MODE_LAZY && (!rule.lazy || sequence.logprobs)) {
         const std::string reason = rule.lazy ? std::string("log-probabilities") : "rule " + std::string(rule.name);
-        sequence.mode = KAD_MODE_PLAIN;
+        sequence.mode            = KAD_MODE_PLAIN;
         sequence.note = (wanted == KAD_MODE_SPECULATIVE ? sequence.note + ", but " : std::string()) + reason +
                         " need both models at every token; runs plain";
     }
@@ -156,11 +159,12 @@ size_t Generator::room_for_guesses(const Sequence & sequence) const {
 // The aligned model's guess at t is its own x_t, by the very coin that the draw at t will use: right with probability
 // 1 - TV(pi, q').
 void Generator::guess(Sequence & sequence, size_t n) {
-    Side & side = sequence.sides[KAD_ROLE_ALIGNED];
+    Side &       side = sequence.sides[KAD_ROLE_ALIGNED];
     const size_t said = side.context.size();
     try {
         for (size_t i = 0; i < n; ++i) {
-            const Token x = row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL));
+            const Token x =
+                row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL));
             guesses_.push_back(x);
             if (events_.ends(x)) break;
             side.context.push_back(x);
@@ -195,15 +199,15 @@ Token Generator::draw_event(Sequence & sequence, Said & said) {
     if (!sequence.sides[KAD_ROLE_BASE].active) {
         const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
         const Token          x = q.draw(coins.proposal);
-        said.source        = KAD_SOURCE_ALIGNED;
-        said.deferred_mass = 1;
+        said.source            = KAD_SOURCE_ALIGNED;
+        said.deferred_mass     = 1;
         if (sequence.logprobs) said.logprob = q.log_probability(x), said.base_share = 0;
         return x;
     }
     Row & base = row(sequence, KAD_ROLE_BASE);
     if (!sequence.sides[KAD_ROLE_ALIGNED].active) {
         // Rule base without an aligned model: no proposal, so the target itself by the third coin.
-        const Token y = base.spoken.draw(coins.residual);
+        const Token y      = base.spoken.draw(coins.residual);
         said.source        = KAD_SOURCE_BASE;
         said.deferred_mass = 0;
         if (sequence.logprobs) said.logprob = base.spoken.log_probability(y), said.base_share = 1;
@@ -212,9 +216,10 @@ Token Generator::draw_event(Sequence & sequence, Said & said) {
     decide(settings_.rule, &base.at_rule, kept_);
     said.deferred_mass = deferred_mass(base.spoken, kept_);
     Outcome outcome;
-    if (sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || !draw_without_aligned(base.spoken, kept_, coins, outcome)) {
+    if (sequence.mode == KAD_MODE_PLAIN || sequence.logprobs ||
+        !draw_without_aligned(base.spoken, kept_, coins, outcome)) {
         const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
-        outcome = draw(base.spoken, q, kept_, q.draw(coins.proposal), coins);
+        outcome                = draw(base.spoken, q, kept_, q.draw(coins.proposal), coins);
         if (sequence.logprobs) {
             const Mixture pi(base.spoken, q, kept_);
             said.logprob    = std::log(pi.probability(outcome.token));
@@ -228,13 +233,13 @@ Token Generator::draw_event(Sequence & sequence, Said & said) {
 // Says an event: false when the text ends here.
 bool Generator::say(Sequence & sequence, Token event, Said & said) {
     if (events_.ends(event)) {
-        sequence.finish = KAD_FINISH_EOG;
+        sequence.finish  = KAD_FINISH_EOG;
         sequence.settled = sequence.length;
         return false;
     }
     const kad_role role = said.source == KAD_SOURCE_BASE ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    said.id    = events_.id(role, event);
-    said.bytes = events_.bytes(event);
+    said.id             = events_.id(role, event);
+    said.bytes          = events_.bytes(event);
 
     bool ended = false, fits = true;
     if (events_.shared_ids()) {
@@ -267,7 +272,8 @@ bool Generator::say(Sequence & sequence, Token event, Said & said) {
     sequence.aligned_tokens += said.source == KAD_SOURCE_ALIGNED;
     sequence.said.push_back(said);
     if (sequence.finish == KAD_FINISH_NONE && ended) sequence.finish = KAD_FINISH_EOG;
-    if (sequence.finish == KAD_FINISH_NONE && sequence.events >= size_t(sequence.max_tokens)) sequence.finish = KAD_FINISH_LENGTH;
+    if (sequence.finish == KAD_FINISH_NONE && sequence.events >= size_t(sequence.max_tokens))
+        sequence.finish = KAD_FINISH_LENGTH;
     if (sequence.finish != KAD_FINISH_NONE) sequence.settled = sequence.length;
     return sequence.finish == KAD_FINISH_NONE;
 }
@@ -275,20 +281,21 @@ bool Generator::say(Sequence & sequence, Token event, Said & said) {
 // Whoever starts a character finishes it: from its own distribution, no rule, its own ids appended, the coins 16, 17, ... of
 // this event. A token that cannot continue the character is the last. True when the speaker ended the text instead.
 bool Generator::finish_character(Sequence & sequence, Token event, Said & said) {
-    const kad_role role    = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    Side &         side    = sequence.sides[role];
-    Speaker &      speaker = *speakers_[role];
+    const kad_role role        = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
+    Side &         side        = sequence.sides[role];
+    Speaker &      speaker     = *speakers_[role];
     const size_t   said_before = side.context.size();
     try {
         side.context.push_back(events_.id(role, event));
         for (uint64_t i = 0; unfinished(said.bytes) && side.context.size() <= settings_.n_ctx; ++i) {
             double      logprob;
-            const Token id = speaker.draw_own(speaker.row(side.context), sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
+            const Token id = speaker.draw_own(speaker.row(side.context),
+                                              sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
             said.logprob += logprob;
             const Token further = events_.event(role, id);
             if (events_.ends(further)) return true;
-            const std::string & bytes = events_.bytes(further);
-            const bool continues_it   = continues(said.bytes, static_cast<unsigned char>(bytes[0]));
+            const std::string & bytes        = events_.bytes(further);
+            const bool          continues_it = continues(said.bytes, static_cast<unsigned char>(bytes[0]));
             said.bytes += bytes;
             side.context.push_back(id);
             if (!continues_it) break;
@@ -318,7 +325,8 @@ void Generator::close(Sequence & sequence) {
 
 const float * Generator::event_row(Sequence & sequence, kad_role role) {
     if (!sequence.sides[role].active) {
-        throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " + std::string(role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+        throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " +
+                                              std::string(role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
     }
     while (!sequence.prefilled) prefill(sequence);
     Row & now = row(sequence, role);
@@ -329,7 +337,8 @@ size_t Generator::prompt_done(const Sequence & sequence) const {
     size_t done = 0;
     for (const kad_role role : ROLES) {
         const Side & side = sequence.sides[role];
-        if (side.active) done += sequence.prefilled ? side.n_prompt : std::min(side.n_prompt, speakers_[role]->prefilled());
+        if (side.active)
+            done += sequence.prefilled ? side.n_prompt : std::min(side.n_prompt, speakers_[role]->prefilled());
     }
     return done;
 }
@@ -342,12 +351,12 @@ void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const 
         passes[role]  = speakers_[role]->count.passes - sequence.prompt_passes[role];
         seconds[role] = speakers_[role]->count.seconds - sequence.prompt_eval_s[role];
     }
-    stats.base_passes    = passes[KAD_ROLE_BASE];
-    stats.aligned_passes = passes[KAD_ROLE_ALIGNED];
-    stats.base_eval_s    = seconds[KAD_ROLE_BASE];
-    stats.aligned_eval_s = seconds[KAD_ROLE_ALIGNED];
+    stats.base_passes      = passes[KAD_ROLE_BASE];
+    stats.aligned_passes   = passes[KAD_ROLE_ALIGNED];
+    stats.base_eval_s      = seconds[KAD_ROLE_BASE];
+    stats.aligned_eval_s   = seconds[KAD_ROLE_ALIGNED];
     const kad_role counted = sequence.sides[KAD_ROLE_BASE].active ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    stats.prompt_cached = int32_t(speakers_[counted]->cached());
+    stats.prompt_cached    = int32_t(speakers_[counted]->cached());
 }
 
 } // namespace kad

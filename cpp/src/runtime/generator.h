@@ -10,10 +10,10 @@ namespace kad {
 
 struct Settings {
     kad_rule    rule         = { KAD_RULE_DUAL, 0.4, 1.0 };
-    size_t      n_ctx        = 0;     // most tokens per model, prompt and text
+    size_t      n_ctx        = 0; // most tokens per model, prompt and text
     bool        reproducible = false;
     size_t      max_pass[2]  = { SIZE_MAX, SIZE_MAX }; // most rows per pass, by role
-    std::string architecture[2];      // for messages
+    std::string architecture[2];                       // for messages
 };
 
 class Generator {

@@ -37,10 +37,10 @@ class Vocabulary {
 public:
     virtual ~Vocabulary() = default;
 
-    virtual size_t              size() const            = 0;
-    virtual const std::string & bytes(Token id) const   = 0; // of a control token: its spelling
-    virtual TokenKind           kind(Token id) const    = 0;
-    virtual int32_t             type(Token id) const    = 0; // llama.cpp's token type, for comparing vocabularies
+    virtual size_t              size() const          = 0;
+    virtual const std::string & bytes(Token id) const = 0; // of a control token: its spelling
+    virtual TokenKind           kind(Token id) const  = 0;
+    virtual int32_t             type(Token id) const  = 0; // llama.cpp's token type, for comparing vocabularies
 
     // Tokenises valid UTF-8 that continues a text: special-token spellings are plain text, no space is put before the first
     // word, no BOS.
@@ -50,7 +50,7 @@ public:
 // A speaker's samplers: reads n logits, writes them shaped (dropped tokens -inf), before the temperature.
 class Shaper {
 public:
-    virtual ~Shaper() = default;
+    virtual ~Shaper()                                                  = default;
     virtual void shape(const float * logits, float * shaped, size_t n) = 0;
 };
 

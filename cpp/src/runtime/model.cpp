@@ -24,11 +24,11 @@ struct Field {
     void (*set)(llama_model_params &, llama_context_params &, double);
 };
 
-#define KAD_FIELD(where, name, low, high, integer)                                                                       \
-    { #name, low, high, integer, [](llama_model_params & model, llama_context_params & context, double value) {          \
-         (void) model;                                                                                                   \
-         (void) context;                                                                                                 \
-         where.name = static_cast<decltype(where.name)>(value);                                                          \
+#define KAD_FIELD(where, name, low, high, integer)                                                                     \
+    { #name, low, high, integer, [](llama_model_params & model, llama_context_params & context, double value) {        \
+         (void)model;                                                                                                  \
+         (void)context;                                                                                                \
+         where.name = static_cast<decltype(where.name)>(value);                                                        \
      } }
 
 constexpr double BIG = 1 << 30;
@@ -87,7 +87,9 @@ const std::pair<const char *, const char *> OWN_FIELDS[] = {
 constexpr ggml_type CACHE_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,    GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
                                       GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 };
 
-bool abort_requested(void * data) { return static_cast<const std::atomic<bool> *>(data)->load(std::memory_order_relaxed); }
+bool abort_requested(void * data) {
+    return static_cast<const std::atomic<bool> *>(data)->load(std::memory_order_relaxed);
+}
 
 } // namespace
 
@@ -115,12 +117,14 @@ void check_field(const std::string & name, double value, const char * whose) {
         if (name == field.name) {
             const bool whole = !field.integer || value == std::floor(value);
             if (!(value >= field.low && value <= field.high) || !whole) {
-                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) + "; expected " + (field.integer ? "a whole number " : "a number ") +
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) + "; expected " +
+                                                      (field.integer ? "a whole number " : "a number ") +
                                                       shown(field.low) + " to " + shown(field.high));
             }
             if ((name == "type_k" || name == "type_v") && !*cache_type_name(int32_t(value))) {
-                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) + ", a type that no cache can have; expected one of f32, f16, "
-                                                         "bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1");
+                throw Error(KAD_INVALID_ARGUMENT, what + " is " + shown(value) +
+                                                      ", a type that no cache can have; expected one of f32, f16, "
+                                                      "bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1");
             }
             return;
         }
@@ -150,7 +154,8 @@ static void apply_fields(const ModelOptions & options, llama_model_params & mode
 
 // ---- Loading ------------------------------------------------------------------------------------------------------------
 
-LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose, const std::function<bool(double)> & progress)
+LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose,
+                       const std::function<bool(double)> & progress)
     : options_(options), role_(role) {
     llama_model_params   params  = llama_model_default_params();
     llama_context_params context = llama_context_default_params();
@@ -161,7 +166,7 @@ LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose
         const std::function<bool(double)> & progress;
         bool                                gave_up = false;
     } watch{ progress };
-    params.progress_callback           = [](float fraction, void * data) {
+    params.progress_callback = [](float fraction, void * data) {
         Watch * w = static_cast<Watch *>(data);
         if (w->progress && !w->progress(double(fraction))) w->gave_up = true;
         return !w->gave_up;
@@ -195,12 +200,14 @@ void LlamaModel::check_role() const {
         throw Error(KAD_MODEL_ERROR, who + "is an encoder or encoder-decoder model; expected a causal language model");
     }
     if (llama_model_is_diffusion(model_)) {
-        throw Error(KAD_MODEL_ERROR, who + "is a diffusion model and does not write from left to right; expected a causal language model");
+        throw Error(KAD_MODEL_ERROR,
+                    who +
+                        "is a diffusion model and does not write from left to right; expected a causal language model");
     }
 }
 
 void LlamaModel::read_vocabulary() {
-    vocab_ = llama_model_get_vocab(model_);
+    vocab_          = llama_model_get_vocab(model_);
     const int32_t n = llama_vocab_n_tokens(vocab_);
     if (n <= 0 || llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_NONE) {
         throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" has no vocabulary and cannot write text");
@@ -209,8 +216,8 @@ void LlamaModel::read_vocabulary() {
     kinds_.resize(size_t(n));
     types_.resize(size_t(n));
     std::vector<char> buffer(256);
-    constexpr int TYPES = LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_UNUSED | LLAMA_TOKEN_ATTR_NORMAL | LLAMA_TOKEN_ATTR_CONTROL |
-                          LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_BYTE;
+    constexpr int     TYPES = LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_UNUSED | LLAMA_TOKEN_ATTR_NORMAL |
+                              LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_BYTE;
     for (int32_t id = 0; id < n; ++id) {
         const int  attributes = llama_vocab_get_attr(vocab_, id);
         const bool control    = (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0;
@@ -221,24 +228,24 @@ void LlamaModel::read_vocabulary() {
         }
         bytes_[size_t(id)].assign(buffer.data(), size_t(std::max(0, size)));
         types_[size_t(id)] = attributes & TYPES;
-        kinds_[size_t(id)] = llama_vocab_is_eog(vocab_, id)  ? TokenKind::End
-                             : control                       ? TokenKind::Control
-                             : bytes_[size_t(id)].empty()    ? TokenKind::Empty
-                                                             : TokenKind::Text;
+        kinds_[size_t(id)] = llama_vocab_is_eog(vocab_, id) ? TokenKind::End
+                             : control                      ? TokenKind::Control
+                             : bytes_[size_t(id)].empty()   ? TokenKind::Empty
+                                                            : TokenKind::Text;
     }
     const std::vector<Token> probe = tokenize("x", false);
-    adds_space_ = !probe.empty() && bytes_[size_t(probe[0])].substr(0, 1) == " ";
+    adds_space_                    = !probe.empty() && bytes_[size_t(probe[0])].substr(0, 1) == " ";
 
     char text[512];
     llama_model_desc(model_, text, sizeof text);
-    description_ = text;
-    architecture_ = llama_model_meta_val_str(model_, "general.architecture", text, sizeof text) >= 0 ? text : "";
-    const char * tmpl = llama_model_chat_template(model_, nullptr);
-    chat_template_ = tmpl ? tmpl : "";
+    description_        = text;
+    architecture_       = llama_model_meta_val_str(model_, "general.architecture", text, sizeof text) >= 0 ? text : "";
+    const char * tmpl   = llama_model_chat_template(model_, nullptr);
+    chat_template_      = tmpl ? tmpl : "";
     const auto spelling = [&](llama_token id) { return id >= 0 && id < n ? bytes_[size_t(id)] : std::string(); };
-    bos_text_    = spelling(llama_vocab_bos(vocab_));
-    eos_text_    = spelling(llama_vocab_eos(vocab_));
-    n_ctx_train_ = uint32_t(std::max(0, llama_model_n_ctx_train(model_)));
+    bos_text_           = spelling(llama_vocab_bos(vocab_));
+    eos_text_           = spelling(llama_vocab_eos(vocab_));
+    n_ctx_train_        = uint32_t(std::max(0, llama_model_n_ctx_train(model_)));
     // What the cache of such a model can do is known only with a context; these two kinds keep no history to return to.
     can_rewind_ = !llama_model_is_recurrent(model_) && !llama_model_is_hybrid(model_);
 }
@@ -257,8 +264,8 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     free_context();
     llama_model_params   model  = llama_model_default_params();
     llama_context_params params = llama_context_default_params();
-    params.n_batch   = 512;
-    params.n_ubatch  = 512;
+    params.n_batch              = 512;
+    params.n_ubatch             = 512;
     params.n_threads = params.n_threads_batch = options.n_threads > 0 ? options.n_threads : physical_cores();
     apply_fields(options_, model, params);
     if (options.type_k >= 0) params.type_k = ggml_type(options.type_k);
@@ -271,7 +278,7 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     params.swa_full      = true; // rewinding needs what a sliding window would have dropped
     params.no_perf       = true;
     params.embeddings    = false;
-    cancel_ = cancel;
+    cancel_              = cancel;
     if (cancel) {
         params.abort_callback      = abort_requested;
         params.abort_callback_data = const_cast<std::atomic<bool> *>(cancel);
@@ -283,25 +290,28 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
         throw Error(KAD_MODEL_ERROR, "no context for \"" + options_.path + "\": " + e.what());
     }
     if (!context_) {
-        throw Error(KAD_MODEL_ERROR, "no context for \"" + options_.path + "\" with n_ctx " + std::to_string(options.n_ctx) + ", cache types " +
-                                         ggml_type_name(params.type_k) + "/" + ggml_type_name(params.type_v) + log.reason());
+        throw Error(KAD_MODEL_ERROR, "no context for \"" + options_.path + "\" with n_ctx " +
+                                         std::to_string(options.n_ctx) + ", cache types " +
+                                         ggml_type_name(params.type_k) + "/" + ggml_type_name(params.type_v) +
+                                         log.reason());
     }
     if (!llama_get_memory(context_)) {
         free_context();
-        throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" keeps no memory of a text (an encoder, " + architecture_ +
-                                         "); expected a causal language model");
+        throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" keeps no memory of a text (an encoder, " +
+                                         architecture_ + "); expected a causal language model");
     }
-    n_ctx_   = options.n_ctx;
-    n_batch_ = std::min<size_t>(llama_n_batch(context_), options.n_ctx);
-    type_k_  = params.type_k;
-    type_v_  = params.type_v;
+    n_ctx_       = options.n_ctx;
+    n_batch_     = std::min<size_t>(llama_n_batch(context_), options.n_ctx);
+    type_k_      = params.type_k;
+    type_v_      = params.type_v;
     type_k_name_ = ggml_type_name(params.type_k);
     type_v_name_ = ggml_type_name(params.type_v);
     devices_.clear();
     const bool offload = llama_supports_gpu_offload() && options_.n_gpu_layers != 0;
     for (size_t i = 0; offload && i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU ||
+            ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU) {
             devices_ += (devices_.empty() ? "" : ", ") + std::string(ggml_backend_dev_name(device));
         }
     }
@@ -313,14 +323,15 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
 void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) {
     // llama.cpp ends the process on a batch that is too large; nothing of the kind may reach it.
     if (n == 0 || n > n_batch_ || n_rows > std::min(n, max_rows()) || at + n > n_ctx_) {
-        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(n) + " tokens at " + std::to_string(at) + " with " +
-                                            std::to_string(n_rows) + " rows exceeds a batch of " + std::to_string(n_batch_) +
-                                            " or a context of " + std::to_string(n_ctx_));
+        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(n) + " tokens at " + std::to_string(at) +
+                                            " with " + std::to_string(n_rows) + " rows exceeds a batch of " +
+                                            std::to_string(n_batch_) + " or a context of " + std::to_string(n_ctx_));
     }
     for (size_t i = 0; i < n; ++i) {
         if (tokens[i] < 0 || size_t(tokens[i]) >= bytes_.size()) {
-            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(tokens[i]) + " is not in the vocabulary of the " +
-                                                  role_name(role_) + " model (0 to " + std::to_string(bytes_.size() - 1) + ")");
+            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(tokens[i]) +
+                                                  " is not in the vocabulary of the " + role_name(role_) +
+                                                  " model (0 to " + std::to_string(bytes_.size() - 1) + ")");
         }
     }
     thread_local std::vector<llama_pos>      positions;
@@ -335,22 +346,27 @@ void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_ro
     for (size_t i = 0; i < n; ++i) positions[i] = llama_pos(at + i);
     for (size_t i = n - n_rows; i < n; ++i) wanted[i] = 1;
 
-    const llama_batch batch  = { int32_t(n),      const_cast<Token *>(tokens), nullptr, positions.data(),
-                                 n_seq.data(), seq_ids.data(),              wanted.data() };
-    LlamaLog          log(false);
-    const int32_t     result = llama_decode(context_, batch);
+    const llama_batch batch = {
+        int32_t(n), const_cast<Token *>(tokens), nullptr, positions.data(), n_seq.data(), seq_ids.data(), wanted.data()
+    };
+    LlamaLog      log(false);
+    const int32_t result = llama_decode(context_, batch);
     llama_synchronize(context_);
     first_row_ = n - n_rows;
     n_rows_    = n_rows;
     if (result == 0) return;
     if (result == 2 || (cancel_ && cancel_->load())) throw Error(KAD_INTERRUPTED, "interrupted");
-    throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(n) + " tokens at position " + std::to_string(at) +
-                                           " of the " + role_name(role_) + " model (llama_decode answered " + std::to_string(result) + ")" + log.reason());
+    throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(n) + " tokens at position " +
+                                           std::to_string(at) + " of the " + role_name(role_) +
+                                           " model (llama_decode answered " + std::to_string(result) + ")" +
+                                           log.reason());
 }
 
 const float * LlamaModel::row(size_t i) const {
     const float * logits = i < n_rows_ ? llama_get_logits_ith(context_, int32_t(first_row_ + i)) : nullptr;
-    if (!logits) throw Error(KAD_INTERNAL_ERROR, "no row " + std::to_string(i) + " after a pass with " + std::to_string(n_rows_));
+    if (!logits)
+        throw Error(KAD_INTERNAL_ERROR,
+                    "no row " + std::to_string(i) + " after a pass with " + std::to_string(n_rows_));
     return logits;
 }
 
@@ -359,7 +375,8 @@ void LlamaModel::drop(size_t keep) {
     if (keep == 0) {
         llama_memory_clear(memory, false);
     } else if (!llama_memory_seq_rm(memory, 0, llama_pos(keep), -1)) {
-        throw Error(KAD_INTERNAL_ERROR, "the cache of the " + std::string(role_name(role_)) + " model cannot drop a suffix");
+        throw Error(KAD_INTERNAL_ERROR,
+                    "the cache of the " + std::string(role_name(role_)) + " model cannot drop a suffix");
     }
 }
 
@@ -367,13 +384,16 @@ void LlamaModel::drop(size_t keep) {
 
 std::vector<Token> LlamaModel::tokenize(const std::string & text, bool parse_special) const {
     if (text.size() > size_t(std::numeric_limits<int32_t>::max()) / 2) {
-        throw Error(KAD_INVALID_ARGUMENT, "a text of " + std::to_string(text.size()) + " bytes is too long to tokenise");
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "a text of " + std::to_string(text.size()) + " bytes is too long to tokenise");
     }
     std::vector<Token> ids(text.size() + 8);
-    int32_t n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false, parse_special);
+    int32_t n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false,
+                               parse_special);
     if (n < 0) {
         ids.resize(size_t(-n));
-        n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false, parse_special);
+        n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false,
+                           parse_special);
     }
     ids.resize(size_t(std::max(0, n)));
     return ids;

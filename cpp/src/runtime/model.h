@@ -18,9 +18,9 @@ namespace kad {
 
 // kad_model_params, owned.
 struct ModelOptions {
-    std::string path;
-    int32_t     n_gpu_layers = -1;
-    bool        vocab_only   = false;
+    std::string                                 path;
+    int32_t                                     n_gpu_layers = -1;
+    bool                                        vocab_only   = false;
     std::vector<std::pair<std::string, double>> fields;
 
     bool   has(const std::string & name) const;
@@ -29,7 +29,7 @@ struct ModelOptions {
 
 struct ContextOptions {
     uint32_t n_ctx     = 0;
-    int32_t  n_threads = 0; // 0 = physical cores
+    int32_t  n_threads = 0;  // 0 = physical cores
     int32_t  type_k    = -1; // a ggml_type; -1 = the field, or llama.cpp's default
     int32_t  type_v    = -1;
 };
@@ -71,20 +71,20 @@ public:
     static std::unique_ptr<Shaper> samplers(int32_t top_k, double top_p, double min_p);
 
     // Strings of the result live as long as the model.
-    void describe(kad_model_info & info) const;
+    void                describe(kad_model_info & info) const;
     const std::string & architecture() const { return architecture_; }
     uint32_t            n_ctx_train() const { return n_ctx_train_; }
 
 private:
-    ModelOptions    options_;
-    kad_role        role_;
-    llama_model *   model_   = nullptr;
-    llama_context * context_ = nullptr;
-    const llama_vocab * vocab_ = nullptr;
-    size_t          n_ctx_ = 0, n_batch_ = 0, n_rows_ = 0, first_row_ = 0;
-    uint32_t        n_ctx_train_ = 0;
-    bool            can_rewind_  = true;
-    int32_t         type_k_ = -1, type_v_ = -1;
+    ModelOptions              options_;
+    kad_role                  role_;
+    llama_model *             model_   = nullptr;
+    llama_context *           context_ = nullptr;
+    const llama_vocab *       vocab_   = nullptr;
+    size_t                    n_ctx_ = 0, n_batch_ = 0, n_rows_ = 0, first_row_ = 0;
+    uint32_t                  n_ctx_train_ = 0;
+    bool                      can_rewind_  = true;
+    int32_t                   type_k_ = -1, type_v_ = -1;
     const std::atomic<bool> * cancel_ = nullptr;
 
     std::vector<std::string> bytes_;
@@ -98,7 +98,7 @@ private:
 };
 
 // The ggml_type a cache can have by name, -1 for none.
-int32_t     cache_type(const std::string & name);
+int32_t      cache_type(const std::string & name);
 const char * cache_type_name(int32_t type);
 
 // Names that kad_model_params::field_names may have. Throws KAD_INVALID_ARGUMENT for an unknown one, for one that the

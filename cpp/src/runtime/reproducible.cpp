@@ -54,7 +54,7 @@ size_t equal_rows(LlamaModel & model, const std::vector<Token> & text, size_t st
 }
 
 size_t longest_pass(LlamaModel & model, size_t most) {
-    const std::vector<Token> text = some_text(model, STARTS[1] + TESTED + 1);
+    const std::vector<Token> text    = some_text(model, STARTS[1] + TESTED + 1);
     size_t                   longest = std::min({ most, model.max_batch(), model.max_rows() });
     size_t                   held    = 0;
     for (const size_t start : STARTS) {
@@ -69,10 +69,11 @@ size_t longest_pass(LlamaModel & model, size_t most) {
 
 } // namespace
 
-PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context, const std::atomic<bool> * cancel) {
-    const int32_t f16 = cache_type("f16"), q8_0 = cache_type("q8_0");
+PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context,
+                        const std::atomic<bool> * cancel) {
+    const int32_t                     f16 = cache_type("f16"), q8_0 = cache_type("q8_0");
     const std::pair<int32_t, int32_t> candidates[] = { { f16, f16 }, { f16, q8_0 }, { q8_0, q8_0 } };
-    PassInfo best;
+    PassInfo                          best;
     best.max_pass = 0;
     for (const auto & [type_k, type_v] : candidates) {
         ContextOptions tried = context;
@@ -92,10 +93,13 @@ PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const 
         // A cache that cannot rewind cannot be measured, and is never speculated on.
         found.max_pass = model.can_rewind() ? int32_t(longest_pass(model, size_t(found.tested))) : 1;
         if (found.max_pass > best.max_pass) best = found;
-        if (best.max_pass == best.tested || !model.can_rewind() || (options.has("type_k") && options.has("type_v"))) break;
+        if (best.max_pass == best.tested || !model.can_rewind() || (options.has("type_k") && options.has("type_v")))
+            break;
     }
     model.free_context();
-    if (best.max_pass == 0) throw Error(KAD_MODEL_ERROR, "no cache type that reproducible mode tries can be had for \"" + options.path + "\"");
+    if (best.max_pass == 0)
+        throw Error(KAD_MODEL_ERROR,
+                    "no cache type that reproducible mode tries can be had for \"" + options.path + "\"");
     return best;
 }
 

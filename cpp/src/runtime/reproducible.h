@@ -13,6 +13,7 @@ struct PassInfo {
 
 // Tries cache types (or only those named in the options' fields) and keeps the one with the longest passes. Makes and frees
 // contexts of the model; `n_ctx` bounds how far it looks.
-PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context, const std::atomic<bool> * cancel);
+PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context,
+                        const std::atomic<bool> * cancel);
 
 } // namespace kad

@@ -24,7 +24,7 @@ struct Said {
 
 // A model's prompt and its own tokens of the text, in one vector: what its cache should hold.
 struct Side {
-    bool                        active = false;
+    bool                        active   = false;
     size_t                      n_prompt = 0;
     std::vector<Token>          context;
     std::unique_ptr<Shaper>     shaper; // the speaker's samplers, NULL when off
@@ -35,30 +35,30 @@ struct Side {
 };
 
 struct Sequence {
-    Coins    coins;
-    double   temperature = 1;
-    int      max_tokens  = 0;
-    kad_mode mode        = KAD_MODE_PLAIN; // as it runs, see note
-    size_t   draft       = 0;
-    bool     logprobs    = false;
+    Coins                    coins;
+    double                   temperature = 1;
+    int                      max_tokens  = 0;
+    kad_mode                 mode        = KAD_MODE_PLAIN; // as it runs, see note
+    size_t                   draft       = 0;
+    bool                     logprobs    = false;
     std::string              note;
     std::vector<std::string> stops;
 
-    Side        sides[2];
-    std::string text;
-    size_t      events = 0;        // events said
-    std::vector<size_t> ends;      // text length after each event
-    kad_finish  finish = KAD_FINISH_NONE;
-    size_t      length = 0;        // of the text without the stop string
-    size_t      settled = 0;
+    Side                sides[2];
+    std::string         text;
+    size_t              events = 0; // events said
+    std::vector<size_t> ends;       // text length after each event
+    kad_finish          finish  = KAD_FINISH_NONE;
+    size_t              length  = 0; // of the text without the stop string
+    size_t              settled = 0;
 
     bool                 prefilled = false;
-    std::deque<Said>     said;     // not yet handed out
-    std::optional<Error> failure;  // to be reported once `said` is handed out
+    std::deque<Said>     said;    // not yet handed out
+    std::optional<Error> failure; // to be reported once `said` is handed out
 
     int    drafted = 0, accepted = 0, aligned_tokens = 0;
     double alpha_sum = 0, prompt_s = 0, generate_s = 0;
-    double prompt_eval_s[2] = {};  // of each role's evaluation count, what the prompt took
+    double prompt_eval_s[2] = {}; // of each role's evaluation count, what the prompt took
     int    prompt_passes[2] = {};
 
     // Adds the bytes of an event and looks for stop strings that it completes. Then `length` and `settled` are right.

@@ -25,7 +25,8 @@ void Speaker::begin(const Reading & reading, size_t keep_rows) {
 
 size_t Speaker::common_prefix(const std::vector<Token> & context) const {
     const size_t n = std::min(tokens_.size(), context.size());
-    return size_t(std::mismatch(tokens_.begin(), tokens_.begin() + ptrdiff_t(n), context.begin()).first - tokens_.begin());
+    return size_t(std::mismatch(tokens_.begin(), tokens_.begin() + ptrdiff_t(n), context.begin()).first -
+                  tokens_.begin());
 }
 
 // Keeps the first `keep` tokens of the cache; caches that cannot rewind start again from nothing.
@@ -67,7 +68,7 @@ void Speaker::evaluate(const Token * tokens, size_t n, size_t n_rows) {
 }
 
 void Speaker::store(const float * logits, size_t length) {
-    Row & row = rows_[length % rows_.size()];
+    Row & row  = rows_[length % rows_.size()];
     row.length = length;
     row.read   = false;
     row.own.resize(events_.row_size(role_));
@@ -92,8 +93,8 @@ bool Speaker::prefill(const std::vector<Token> & prompt) {
     }
     if (tokens_.size() == n && has_row(n)) return true;
     if (tokens_.size() >= n) rewind(n - 1); // interrupted between evaluation and row
-    const size_t at    = tokens_.size();
-    const size_t block = reproducible_ ? std::min(BLOCK, model_.max_batch()) : model_.max_batch();
+    const size_t at        = tokens_.size();
+    const size_t block     = reproducible_ ? std::min(BLOCK, model_.max_batch()) : model_.max_batch();
     const size_t count_now = std::min(block, n - at);
     const bool   last      = at + count_now == n;
     evaluate(prompt.data() + at, count_now, last ? 1 : 0);
@@ -159,7 +160,7 @@ Token Speaker::draw_own(Row & row, double coin, double & logprob) {
     const bool shaped = reading_.shaper != nullptr;
     own_.set(shaped ? row.shaped_own.data() : row.own.data(), row.own.size(), reading_.temperature, name_of(role_));
     const Token v = own_.draw(coin);
-    logprob = own_.log_probability(v);
+    logprob       = own_.log_probability(v);
     return v;
 }
 

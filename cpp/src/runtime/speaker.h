@@ -17,8 +17,8 @@ struct Row {
     std::vector<float> events;     // the same over events
     bool               read = false;
     std::vector<float> shaped_own, shaped_events; // after the speaker's samplers; empty when they are off
-    Distribution       at_rule;    // who speaks: raw, at the rule's temperature (base only)
-    Distribution       spoken;     // how this speaker speaks: shaped, at the sampling temperature
+    Distribution       at_rule;                   // who speaks: raw, at the rule's temperature (base only)
+    Distribution       spoken;                    // how this speaker speaks: shaped, at the sampling temperature
 };
 
 struct Reading {
@@ -75,10 +75,10 @@ private:
     size_t             max_pass_;
     Reading            reading_;
     std::vector<Token> tokens_;      // what the cache holds
-    size_t             blocks_ = 0;  // tokens of it that were evaluated as whole prompt blocks
-    size_t             cached_ = 0;
+    size_t             blocks_  = 0; // tokens of it that were evaluated as whole prompt blocks
+    size_t             cached_  = 0;
     bool               started_ = false; // prefill() has chosen what to reuse
-    std::vector<Row>   rows_;        // slot length % size
+    std::vector<Row>   rows_;            // slot length % size
     Distribution       own_;
 
     void   rewind(size_t keep);

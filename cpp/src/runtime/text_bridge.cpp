@@ -100,7 +100,7 @@ void EventSpace::merge_bytes() {
                 side.event_of[i] = end_;
             } else if (side.vocabulary->kind(id) == TokenKind::Text) {
                 const std::string & bytes = side.vocabulary->bytes(id);
-                const auto found = (well_formed(bytes) ? whole : own).emplace(bytes, Token(n_events_));
+                const auto          found = (well_formed(bytes) ? whole : own).emplace(bytes, Token(n_events_));
                 if (found.second) ++n_events_;
                 side.event_of[i] = found.first->second;
             }
@@ -150,11 +150,11 @@ void EventSpace::project(kad_role role, const float * row, float * out) const {
     }
     for (size_t e = 0; e < n_events_; ++e) {
         const Token id = side.id_of[e];
-        out[e] = id >= 0 ? row[id] : -INFINITY;
+        out[e]         = id >= 0 ? row[id] : -INFINITY;
     }
     for (const Token id : side.merged) {
         float & sum = out[side.event_of[size_t(id)]];
-        sum = float(log_add(sum, row[id]));
+        sum         = float(log_add(sum, row[id]));
     }
 }
 
@@ -196,7 +196,7 @@ const std::vector<Token> & TextTokens::tokens(const std::string & text) {
         const std::vector<Token> piece = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_, cut - cut_)));
         tokens_.insert(tokens_.end(), piece.begin(), piece.end());
     }
-    settled_ = tokens_.size();
+    settled_                      = tokens_.size();
     const std::vector<Token> tail = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_)));
     tokens_.insert(tokens_.end(), tail.begin(), tail.end());
     return tokens_;

@@ -14,10 +14,10 @@
 namespace kad {
 
 struct VocabularyComparison {
-    bool               equal = false; // same bytes and type for every id up to the smaller size
-    double             overlap = 0;   // share of the aligned model's text tokens whose bytes the base has too
+    bool               equal       = false; // same bytes and type for every id up to the smaller size
+    double             overlap     = 0;     // share of the aligned model's text tokens whose bytes the base has too
     size_t             n_differing = 0;
-    std::vector<Token> differing;     // the first five
+    std::vector<Token> differing; // the first five
 };
 
 VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned);
@@ -49,12 +49,12 @@ public:
 private:
     struct Side {
         const Vocabulary * vocabulary = nullptr;
-        size_t             n          = 0;  // ids that take part
-        std::vector<Token> forbidden;       // ids set to -inf
-        std::vector<Token> ends;            // ids folded at ends[0]
-        std::vector<Token> event_of;        // id -> event, -1
-        std::vector<Token> id_of;           // event -> lowest id, -1
-        std::vector<Token> merged;          // ids that share their event with a lower id
+        size_t             n          = 0; // ids that take part
+        std::vector<Token> forbidden;      // ids set to -inf
+        std::vector<Token> ends;           // ids folded at ends[0]
+        std::vector<Token> event_of;       // id -> event, -1
+        std::vector<Token> id_of;          // event -> lowest id, -1
+        std::vector<Token> merged;         // ids that share their event with a lower id
     };
 
     Side   sides_[2];
@@ -79,8 +79,8 @@ public:
 
 private:
     const Vocabulary & vocabulary_;
-    size_t             cut_ = 0;      // bytes before this are settled
-    size_t             settled_ = 0;  // tokens of those bytes
+    size_t             cut_     = 0; // bytes before this are settled
+    size_t             settled_ = 0; // tokens of those bytes
     std::vector<Token> tokens_;
 };
 
