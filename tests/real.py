@@ -65,7 +65,12 @@ def in_new_process(
     base: Path, aligned: Path, load: Mapping[str, Any], calls: Sequence[tuple[Any, Mapping[str, Any]]]
 ) -> list[Answer]:
     """The answers to `calls`, each a prompt and keywords of generate(), one after the other in a new process."""
-    request = {"base": str(base), "aligned": str(aligned), "load": dict(load), "calls": [[p, dict(k)] for p, k in calls]}
+    request = {
+        "base": str(base),
+        "aligned": str(aligned),
+        "load": dict(load),
+        "calls": [[p, dict(k)] for p, k in calls],
+    }
     done = subprocess.run(
         [sys.executable, __file__], input=json.dumps(request), capture_output=True, text=True, timeout=300, check=False
     )
@@ -96,7 +101,9 @@ class Run:
         params = ffi.new("kad_sequence_params *", lib.kad_sequence_default_params())
         for name, value in {"mode": lib.KAD_MODE_PLAIN, **settings}.items():
             setattr(params, name, value)
-        base, aligned = (ffi.new("int32_t[]", list(given)) for given in (ids, ids if aligned_ids is None else aligned_ids))
+        base, aligned = (
+            ffi.new("int32_t[]", list(given)) for given in (ids, ids if aligned_ids is None else aligned_ids)
+        )
         out = ffi.new("kad_sequence **")
         check(lib.kad_sequence_open(kad._engine, params, base, len(base), aligned, len(aligned), out))
         self.sequence = out[0]

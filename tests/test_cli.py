@@ -383,7 +383,7 @@ def test_ctrl_c_keeps_the_partial_answer(
     engine: type[FakeEngine], typed: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.scripts += [[token("Once"), KeyboardInterrupt()], [KeyboardInterrupt()], [token("Then")]]
-    typed("Tell", "Dropped", "More", KeyboardInterrupt())
+    typed("Tell", "Dropped", KeyboardInterrupt(), "More", KeyboardInterrupt(), KeyboardInterrupt(), "never read")
     assert main(MODELS) == 0
     (made,) = engine.made
     assert made.calls[2][0] == [say("user", "Tell"), say("assistant", "Once"), say("user", "More")]

@@ -185,25 +185,20 @@ class KadLlama:
         params.reproducible = bool(reproducible)
         params.verbose = bool(verbose)
         alive = []
-        for role, path, layers, given in (
+        models: tuple[tuple[Role, Path | None, int, Mapping[str, Any] | None], ...] = (
             ("base", base, n_gpu_layers, base_params),
             ("aligned", aligned, n_gpu_layers_aligned, aligned_params),
-        ):
+        )
+        for role, path, layers, given in models:
             fields = fields_of(given, f"{role}_params")
             if path is None:
                 continue
             if reproducible:
-                measured = measure_passes(
-                    path,
-                    role,
-                    n_ctx=n_ctx,
-                    n_threads=params.n_threads,
-                    n_gpu_layers=layers,
-                    params=given,  # type: ignore[arg-type]
-                )
-                for name, kind in (("type_k", measured.type_k), ("type_v", measured.type_v)):
-                    fields.setdefault(name, lib.kad_cache_type(kind.encode()))
-                setattr(params, f"max_pass_{role}", measured.max_pass)
+                threads = params.n_threads
+                found = measure_passes(path, role, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=layers, params=given)
+                fields.setdefault("type_k", lib.kad_cache_type(found.type_k.encode()))
+                fields.setdefault("type_v", lib.kad_cache_type(found.type_v.encode()))
+                setattr(params, f"max_pass_{role}", found.max_pass)
             alive += fill_model(getattr(params, role), path, layers, fields)
         self._engine = self._open(params, progress)
         del alive

@@ -20,7 +20,7 @@ HELP = """\
   /reset  forget the conversation
   /stats  statistics of the last answer
   /quit   leave, as Ctrl-D does
-Ctrl-C stops an answer and keeps what was said."""
+Ctrl-C stops an answer and keeps what was said; twice at the prompt it leaves."""
 
 
 class Chat:
@@ -47,12 +47,21 @@ class Chat:
         """Read and answer until the person leaves. Answers the exit status."""
         _use_readline()
         output.note("Type a message. /help lists the commands; Ctrl-D leaves.")
+        leaving = False
         while True:
             try:
                 line = _ask()
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 output.note("")
                 return 0
+            except KeyboardInterrupt:
+                # One that came too late to stop an answer must not cost the conversation.
+                output.note("" if leaving else "\n  Ctrl-C again, or Ctrl-D, leaves.")
+                if leaving:
+                    return 0
+                leaving = True
+                continue
+            leaving = False
             if line.startswith("/"):
                 if self._command(line.strip()):
                     return 0

@@ -1,0 +1,767 @@
+"""Does bad input get an error that names the value and says what to do, and does the process live on?
+
+Whatever could abort runs in a process of its own (broken_files.run_cases).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import broken_files as broken
+import numpy as np
+import pytest
+from broken_files import INSPECT, OPEN, Ending, run_cases
+
+from kad_llama import KadLlama, PromptError, deferral, inspect_file, mixture
+from kad_llama.errors import (
+    ContextError,
+    FileError,
+    InvalidArgumentError,
+    ModelError,
+    NotANumberError,
+    OutOfMemoryError,
+    StateError,
+)
+
+Tiny = Callable[..., Path]
+SMALL: dict[str, Any] = {"n_layer": 1, "hidden": 32}
+ALONE: dict[str, Any] = {"rule": "base"}
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Tiny) -> Path:
+    return tiny("llama", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def kad(tiny_pair: tuple[Path, Path]) -> Iterator[KadLlama]:
+    with KadLlama(*tiny_pair, n_ctx=64, n_threads=1) as instance:
+        yield instance
+
+
+def assert_named(ending: Ending, *kinds: str) -> None:
+    """The case ended with one of our errors, and the message has the file's name and more than that."""
+    assert ending.how in kinds, str(ending)
+    assert Path(ending.case[0] if isinstance(ending.case, list) else ending.case).name in ending.message, str(ending)
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def damaged_files(small: Path, folder: Path) -> dict[str, Path]:
+    """Files that are no whole GGUF, by what is wrong with them."""
+    start, size = broken.tensor_start(small), small.stat().st_size
+    files = {
+        "missing": folder / "no-such-file.gguf",
+        "directory": folder / "folder.gguf",
+        "empty": folder / "empty.gguf",
+        "random": folder / "random.gguf",
+        "text": folder / "text.gguf",
+        "magic only": folder / "magic.gguf",
+        "absurd counts": folder / "counts.gguf",
+        "fifo": folder / "fifo.gguf",
+        "a file as a folder": small / "inside.gguf",
+        "name too long": folder / ("x" * 5000),
+        "odd name": folder / "naïve \n\udcff name.gguf",
+    }
+    files["directory"].mkdir()
+    files["empty"].touch()
+    files["random"].write_bytes(np.random.default_rng(0).bytes(5000))
+    files["text"].write_text("This is no model.\n")
+    files["magic only"].write_bytes(b"GGUF")
+    files["absurd counts"].write_bytes(small.read_bytes()[:8] + b"\xff" * 15 + b"\x7f" + small.read_bytes()[24:])
+    os.mkfifo(files["fifo"])
+    for where in (5, 20, 100, start // 2, start - 1, start, (start + size) // 2, size - 1):
+        name = f"truncated at {where}"
+        files[name] = broken.truncated(small, folder / f"cut-{where}.gguf", where)
+    return files
+
+
+def test_damaged_files(small: Path, tmp_path: Path) -> None:
+    files = damaged_files(small, tmp_path)
+    for ending in run_cases(INSPECT, [str(path) for path in files.values()], seconds=10):
+        assert ending.how == "FileError", str(ending)
+        assert re.search(r"expected|fetch it again|convert|No such file|too long|Not a directory", ending.message), str(ending)
+    for ending in run_cases(OPEN, [[str(path), None, ALONE] for path in files.values()], seconds=10):
+        assert ending.how == "FileError", str(ending)
+
+
+def test_truncation_says_how_much_is_missing(small: Path, tmp_path: Path) -> None:
+    size = small.stat().st_size
+    cut = broken.truncated(small, tmp_path / "cut.gguf", size - 100)
+    with pytest.raises(FileError, match=rf"cut.gguf.*truncated: {size - 100} bytes of {size}, 100 are missing"):
+        inspect_file(cut)
+
+
+def test_unreadable_file(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    locked = folder / "locked.gguf"
+    locked.write_bytes(small.read_bytes())
+    locked.chmod(0)
+    user = None
+    if os.geteuid() == 0:
+        # For root no file is unreadable; somebody else must be able to come this far, and to import the package.
+        user = 65534
+        for above in (folder, *folder.parents):
+            if above.stat().st_uid == 0 and above != Path("/"):
+                above.chmod(above.stat().st_mode | 0o055)
+    probe = "def case(x):\n    open(x)\n"
+    first = run_as(user, probe, str(locked))
+    if first is None:
+        pytest.skip("another user cannot run this Python, and root can read every file")
+    assert first.how == "PermissionError", str(first)
+    ending = run_as(user, INSPECT, str(locked))
+    assert ending is not None
+    assert_named(ending, "FileError")
+    assert "Permission denied" in ending.message
+
+
+def run_as(user: int | None, body: str, case: object) -> Ending | None:
+    """One case as another user; None when that user cannot run this Python at all."""
+    try:
+        return run_cases(body, [case], user=user)[0]
+    except (AssertionError, PermissionError):
+        if user is None:
+            raise
+        return None
+
+
+def test_path_with_a_nul_is_refused(small: Path) -> None:
+    """C would stop reading at the NUL and open another file."""
+    for path in (f"{small}\0.part", "\0"):
+        with pytest.raises(ValueError, match="NUL|null"):
+            inspect_file(path)
+        with pytest.raises(ValueError, match="NUL|null"):
+            KadLlama(path, None, rule="base", n_ctx=32)
+
+
+def test_split_files(small: Path, tmp_path: Path) -> None:
+    count = (broken.UINT16, 2)
+    second = broken.edited(
+        small, tmp_path / "m-00002-of-00002.gguf", values={"split.no": (broken.UINT16, 1), "split.count": count}
+    )
+    first = broken.edited(
+        small, tmp_path / "lonely-00001-of-00002.gguf", values={"split.no": (broken.UINT16, 0), "split.count": count}
+    )
+    unnamed = broken.edited(small, tmp_path / "x.gguf", values={"split.no": (broken.UINT16, 0), "split.count": count})
+    with pytest.raises(FileError, match=r"m-00002-of-00002.gguf.*shard 2 of 2.*give the first one"):
+        inspect_file(second)
+    with pytest.raises(FileError, match=r"lonely-00002-of-00002.gguf"):
+        inspect_file(first)
+    with pytest.raises(FileError, match=r"x.gguf.*not named like one"):
+        inspect_file(unnamed)
+    (tmp_path / "lonely-00002-of-00002.gguf").write_bytes(second.read_bytes()[:-10])
+    cases = [[str(path), None, ALONE] for path in (second, first, unnamed)]
+    for ending in run_cases(OPEN, cases):
+        assert ending.how == "FileError", str(ending)
+
+
+def test_models_that_cannot_write(small: Path, tiny: Tiny, tmp_path: Path) -> None:
+    bert = tiny("bert", quantisation="F32", **SMALL)
+    plain = broken.edited(bert, tmp_path / "bert-no-key.gguf", drop=["bert.attention.causal"])
+    encoder = broken.edited(small, tmp_path / "causal.gguf", values={"llama.attention.causal": (broken.BOOL, False)})
+    vocabulary = broken.edited(small, tmp_path / "vocab.gguf", tensors=lambda _name, _data: None)
+    no_tokens = broken.edited(small, tmp_path / "no-tokens.gguf", drop=["tokenizer.ggml.tokens"])
+    no_vocab = broken.edited(
+        small, tmp_path / "no-vocab.gguf", values={"tokenizer.ggml.model": (broken.STRING, "no_vocab")}
+    )
+    unknown = broken.edited(small, tmp_path / "arch.gguf", architecture="mystery")
+    for path in (bert, encoder, vocabulary, no_tokens):
+        with pytest.raises(ModelError, match=re.escape(path.name)):
+            inspect_file(path)
+    files = (bert, plain, encoder, vocabulary, no_tokens, no_vocab, unknown)
+    endings = run_cases(OPEN, [[str(path), None, ALONE] for path in files])
+    endings += run_cases(OPEN, [[str(small), str(path), {}] for path in files])
+    for ending in endings:
+        name = next(path.name for path in reversed(files) if str(path) in ending.case)
+        assert ending.how in ("ModelError", "FileError"), str(ending)
+        assert name in ending.message, str(ending)
+    assert "mystery" in endings[6].message
+
+
+U32 = (0, 1, 33, 513, 65536, 2**31 - 1, 2**32 - 1)
+
+
+def odd_headers(source: Path, folder: Path) -> dict[str, Path]:
+    """Sound GGUFs whose metadata are wrong, by what is wrong."""
+    made: dict[str, Path] = {}
+
+    def add(label: str, **change: Any) -> None:
+        made[label] = broken.edited(source, folder / f"odd-{len(made)}.gguf", **change)
+
+    for key in ("block_count", "expert_count", "embedding_length", "attention.head_count", "attention.head_count_kv"):
+        for number in U32:
+            add(f"{key} {number}", values={f"llama.{key}": (broken.UINT32, number)})
+    for key in ("expert_used_count", "feed_forward_length", "rope.dimension_count", "attention.key_length"):
+        for number in (0, 1, 7, 2**32 - 1):
+            add(f"{key} {number}", values={f"llama.{key}": (broken.UINT32, number)})
+    for label, value in (("nan", float("nan")), ("negative", -1.0), ("infinite", float("inf"))):
+        add(f"epsilon {label}", values={"llama.attention.layer_norm_rms_epsilon": (broken.FLOAT32, value)})
+    add("rope scaling", values={"llama.rope.scaling.type": (broken.STRING, "bogus")})
+    for number in (0, 1, 31, 2**32 - 1):
+        add(f"alignment {number}", values={"general.alignment": (broken.UINT32, number)})
+    for name in ("tokens", "token_type", "merges"):
+        key = f"tokenizer.ggml.{name}"
+        for kind, value in ((broken.STRING, "a"), (broken.FLOAT32, 1.5), (None, [1.5, 2.5]), (None, ["a", "b"])):
+            add(f"{name} as {value!r}", values={key: (kind, value)})
+        add(f"no {name}", drop=[key])
+    for value in ("", "a", "a b c"):
+        add(f"merges {value!r}", values={"tokenizer.ggml.merges": (None, [value] * 300)})
+    for tokenizer in ("llama", "bert", "t5", "rwkv", "mystery"):
+        add(f"tokenizer {tokenizer}", values={"tokenizer.ggml.model": (broken.STRING, tokenizer)})
+    for architecture in ("gemma3", "qwen3", "mamba", "t5", "bert", "gpt2", "rwkv6", "clip"):
+        add(f"architecture {architecture}", architecture=architecture)
+    for tensor in ("token_embd.weight", "output_norm.weight", "blk.0.attn_k.weight"):
+        add(f"without {tensor}", tensors=lambda name, data, tensor=tensor: None if name == tensor else data)
+        add(f"short {tensor}", tensors=lambda name, data, tensor=tensor: data[:-1] if name == tensor else data)
+    return made
+
+
+def assert_survived(endings: list[Ending], labels: dict[str, str]) -> None:
+    """Every case ended with one of our errors, or well; none is called a defect of ours."""
+    dead = [f"{labels[e.case[0]]}: {e.how} {e.message[:200]}" for e in endings if not e.survived]
+    assert not dead, f"{len(dead)} of {len(endings)} cases: " + "; ".join(dead)
+    internal = [f"{labels[e.case[0]]}: {e.message[:200]}" for e in endings if e.how == "InternalError"]
+    assert not internal, "reported as a defect of kad-llama: " + "; ".join(internal)
+
+
+def test_odd_headers(small: Path, tmp_path: Path) -> None:
+    made = odd_headers(small, tmp_path)
+    labels = {str(path): label for label, path in made.items()}
+    # A file that says "llama.block_count = 4 thousand million" must not be read for minutes.
+    endings = run_cases(OPEN, [[path, None, ALONE] for path in labels], seconds=5)
+    assert_survived(endings, labels)
+    for ending in endings:
+        if ending.how == "FileError":
+            assert Path(ending.case[0]).name in ending.message, str(ending)
+
+
+def test_equal_tokens(small: Path, tmp_path: Path) -> None:
+    """Two ids with one spelling: a single flipped bit among the tokens can make them."""
+    import gguf
+
+    tokens = gguf.GGUFReader(small).fields["tokenizer.ggml.tokens"].contents()
+    twice = [*tokens[:-1], tokens[40]]
+    path = broken.edited(small, tmp_path / "twice.gguf", values={"tokenizer.ggml.tokens": (None, twice)})
+    assert_survived(run_cases(OPEN, [[str(path), None, ALONE]]), {str(path): "equal tokens"})
+
+
+def test_odd_experts(tiny: Tiny, tmp_path: Path) -> None:
+    moe = tiny("moe", **SMALL)
+    labels = {}
+    for key in ("expert_count", "expert_used_count"):
+        for number in (0, 1, 5, 2**32 - 1):
+            path = broken.edited(
+                moe, tmp_path / f"{key}-{number}.gguf", values={f"llama.{key}": (broken.UINT32, number)}
+            )
+            labels[str(path)] = f"{key} {number}"
+    assert_survived(run_cases(OPEN, [[path, None, ALONE] for path in labels], seconds=5), labels)
+
+
+def fuzzed(source: Path, folder: Path, seeds: range, count: int) -> dict[str, str]:
+    start = broken.tensor_start(source)
+    paths = (broken.flipped(source, folder / f"fuzz-{seed}.gguf", seed, start, count) for seed in seeds)
+    return {str(path): f"flips of seed {seed}" for seed, path in zip(seeds, paths, strict=True)}
+
+
+def test_flipped_bytes_in_the_header(small: Path, tmp_path: Path) -> None:
+    labels = fuzzed(small, tmp_path, range(200), 1) | fuzzed(small, tmp_path, range(200, 300), 4)
+    assert_survived(run_cases(OPEN, [[path, None, ALONE] for path in labels], seconds=10), labels)
+
+
+@pytest.mark.long
+def test_flipped_bytes_in_many_headers(small: Path, tiny: Tiny, tmp_path: Path) -> None:
+    labels = fuzzed(small, tmp_path, range(1000, 2500), 1)
+    for architecture in ("moe", "gemma3", "jamba", "qwen3"):
+        folder = tmp_path / architecture
+        folder.mkdir()
+        labels |= fuzzed(tiny(architecture), folder, range(150), 2)
+    assert_survived(run_cases(OPEN, [[path, None, ALONE] for path in labels], seconds=10), labels)
+
+
+def test_flipped_bytes_in_the_tensors(small: Path, tmp_path: Path) -> None:
+    """Wrong weights are only wrong numbers: a text, or NaN said by name."""
+    labels = {}
+    for seed in range(20):
+        path = broken.flipped(small, tmp_path / f"{seed}.gguf", seed, small.stat().st_size, count=500)
+        path.write_bytes(small.read_bytes()[: broken.tensor_start(small)] + path.read_bytes()[broken.tensor_start(small) :])
+        labels[str(path)] = f"seed {seed}"
+    assert_survived(run_cases(OPEN, [[path, None, ALONE] for path in labels], seconds=10), labels)
+
+
+# ---- Not a number ----------------------------------------------------------------------------------------------------
+
+
+def poison(source: Path, target: Path, tensor: str, rows: slice, value: float = float("nan")) -> Path:
+    def change(name: str, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if name == tensor:
+            data = data.copy()
+            data[rows] = value
+        return data
+
+    return broken.edited(source, target, tensors=change)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_weights(tiny: Tiny, tmp_path: Path, value: float) -> None:
+    sound = tiny("llama", quantisation="F32", **SMALL)
+    sick = poison(sound, tmp_path / "nan.gguf", "output.weight", slice(None), value)
+    inside = poison(sound, tmp_path / "inside.gguf", "blk.0.attn_q.weight", slice(0, 4), value)
+    cases: list[Any] = [[str(path), None, ALONE] for path in (sick, inside)]
+    cases += [[str(path), str(sound), {}] for path in (sick, inside)]
+    cases += [[str(sound), str(path), {"rule": "nudging"}] for path in (sick, inside)]
+    for ending, who in zip(run_cases(OPEN, cases), ["base"] * 4 + ["aligned"] * 2, strict=True):
+        assert ending.how == "NotANumberError", str(ending)
+        assert who in ending.message, str(ending)
+
+
+@pytest.mark.parametrize("samplers", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 1, "top_p": 0.5}])
+@pytest.mark.parametrize("role", ["base", "aligned"])
+def test_one_nan_logit_is_seen_behind_samplers(tiny: Tiny, tmp_path: Path, role: str, samplers: dict[str, Any]) -> None:
+    """Truncation could drop the very token whose logit is NaN, and a text would come from a broken model."""
+    sound = tiny("llama", quantisation="F32", **SMALL)
+    sick = poison(sound, tmp_path / "one.gguf", "output.weight", slice(40, 41))
+    pair = [str(sick), str(sound)] if role == "base" else [str(sound), str(sick)]
+    body = OPEN.replace("max_tokens=3", f"max_tokens=3, spec=False, **{samplers}")
+    for temperature in (1.0, 0.0):
+        case = body.replace("seed=1", f"seed=1, temperature={temperature}")
+        (ending,) = run_cases(case, [[*pair, {"rule": "nudging"}]])
+        assert ending.how == "NotANumberError", f"temperature {temperature}: {ending}"
+        assert role in ending.message and "token 40" in ending.message, str(ending)
+
+
+def test_instance_works_on_after_nan(tiny: Tiny, tmp_path: Path) -> None:
+    """NaN after one token only: the next prompt does not meet it."""
+    sound = tiny("llama", quantisation="F32", **SMALL)
+    with KadLlama(sound, None, rule="base", n_ctx=32, n_threads=1) as healthy:
+        bad = healthy.tokenize("7")[0]
+        expected = healthy.generate("The sky", raw=True, max_tokens=4, seed=3, temperature=0).text
+    sick = poison(sound, tmp_path / "one.gguf", "token_embd.weight", slice(bad, bad + 1))
+    with KadLlama(sick, None, rule="base", n_ctx=32, n_threads=1) as kad:
+        with pytest.raises(NotANumberError, match="base model"):
+            kad.generate("7", raw=True)
+        assert kad.generate("The sky", raw=True, max_tokens=4, seed=3, temperature=0).text == expected
+
+
+# ---- The constructor's values ----------------------------------------------------------------------------------------
+
+BIG = 10**400
+
+CONSTRUCTOR = [
+    ({"rule": "xyzzy"}, "xyzzy.*dual, primal, nudging, base, aligned"),
+    ({"rule": 5}, "5.*expected one of dual"),
+    ({"rule": None}, "None.*expected one of dual"),
+    ({"threshold": -0.01}, "threshold -0.01.*0 to 1"),
+    ({"threshold": 1.5}, "threshold 1.5.*0 to 1"),
+    ({"threshold": float("nan")}, "threshold is nan.*finite"),
+    ({"threshold": "0.4"}, "threshold is '0.4'.*number"),
+    ({"threshold": BIG}, "threshold"),
+    ({"rule": "base", "threshold": 0.4}, "threshold 0.4.*'base' has none"),
+    ({"rule": "primal", "threshold": 2}, "threshold 2.*0 to 1"),
+    ({"rule": "nudging", "threshold": -1}, "threshold -1.*0 to 1"),
+    ({"rule_temperature": 0}, "rule_temperature is 0.*> 0"),
+    ({"rule_temperature": -1.0}, "rule_temperature is -1.0.*> 0"),
+    ({"rule_temperature": float("inf")}, "rule_temperature is inf"),
+    ({"rule_temperature": "warm"}, "warm.*sampling"),
+    ({"n_ctx": 0}, "n_ctx 0.*at least 1"),
+    ({"n_ctx": -5}, "n_ctx -5.*at least 1"),
+    ({"n_ctx": 2**40}, "n_ctx is 1099511627776"),
+    ({"n_ctx": 1.5}, "n_ctx is 1.5.*whole"),
+    ({"n_ctx": True}, "n_ctx is True.*whole"),
+    ({"n_threads": 0}, "n_threads is 0.*at least 1"),
+    ({"n_threads": -3}, "n_threads is -3.*at least 1"),
+    ({"n_threads": 10**6}, "n_threads 1000000.*1 to"),
+    ({"n_gpu_layers": -2}, "n_gpu_layers -2.*-1"),
+    ({"n_gpu_layers": 0.5}, "n_gpu_layers is 0.5.*whole"),
+    ({"n_gpu_layers_aligned": -2}, "n_gpu_layers_aligned.*-2"),
+    ({"base_params": {"n_bach": 3}}, "base.*n_bach.*unknown.*n_batch"),
+    ({"aligned_params": {"n_bach": 3}}, "aligned.*n_bach.*unknown.*n_batch"),
+    ({"base_params": {"n_ctx": 3}}, "n_ctx.*cannot be set.*use n_ctx"),
+    ({"base_params": {"n_gpu_layers": 3}}, "n_gpu_layers.*cannot be set"),
+    ({"base_params": {"embeddings": 1}}, "embeddings.*cannot be set"),
+    ({"base_params": {"n_seq_max": 2}}, "n_seq_max.*cannot be set"),
+    ({"base_params": {"n_batch": 0}}, "n_batch.* 0.*1 to"),
+    ({"base_params": {"n_batch": -1}}, "n_batch.*-1.*1 to"),
+    ({"base_params": {"n_batch": 2.5}}, "n_batch.*2.5.*whole"),
+    ({"base_params": {"n_batch": float("nan")}}, "n_batch.*nan"),
+    ({"base_params": {"n_batch": BIG}}, "n_batch"),
+    ({"base_params": {"n_batch": "8"}}, "n_batch.*'8'.*number"),
+    ({"base_params": {"n_batch\0x": 8}}, "n_batch"),
+    ({"base_params": {"n_ubatch": 0}}, "n_ubatch.* 0.*1 to"),
+    ({"base_params": {7: 1}}, "base_params.*7"),
+    ({"base_params": [1]}, "base_params.*dict"),
+    ({"base_params": {"type_k": "q9_9"}}, "type_k.*q9_9.*f16"),
+    ({"base_params": {"type_v": "q4_k"}}, "type_v.*q4_k.*f16"),
+    ({"base_params": {"type_k": 12}}, "type_k.* 12.*f16"),
+    ({"base_params": {"type_k": -1}}, "type_k.*-1"),
+    ({"base_params": {"flash_attn_type": 7}}, "flash_attn_type.*7.*-1 to 1"),
+]
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_constructor_values(
+    tiny_pair: tuple[Path, Path], reproducible: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Reproducible mode checks the same values, before it measures anything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wrong = []
+    for keywords, message in CONSTRUCTOR:
+        try:
+            KadLlama(*tiny_pair, **{"n_ctx": 32, "n_threads": 1, "reproducible": reproducible, **keywords}).close()
+        except InvalidArgumentError as error:
+            if not re.search(message, str(error), re.DOTALL):
+                wrong.append(f"{keywords}: the message {error} lacks {message}")
+        except Exception as error:
+            wrong.append(f"{str(keywords)[:60]}: {type(error).__name__}: {str(error)[:100]}")
+        else:
+            wrong.append(f"{keywords}: accepted")
+    assert not wrong, "\n".join(wrong)
+    assert not list(tmp_path.rglob("*.json")), "something was measured before the values were checked"
+
+
+def test_quantised_v_cache_without_flash_attention(tiny_pair: tuple[Path, Path]) -> None:
+    fields = {"type_v": "q8_0", "flash_attn_type": 0}
+    with pytest.raises((ModelError, InvalidArgumentError), match="q8_0.*flash_attn"):
+        KadLlama(*tiny_pair, n_ctx=32, base_params=fields)
+
+
+def test_unknown_keywords(kad: KadLlama, tiny_pair: tuple[Path, Path]) -> None:
+    with pytest.raises(TypeError, match="treshold"):
+        KadLlama(*tiny_pair, treshold=0.4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        KadLlama(*tiny_pair, "dual")  # type: ignore[misc]
+    for call in (kad.generate, kad.stream):
+        with pytest.raises(TypeError, match="temprature"):
+            call("x", temprature=1)  # type: ignore[operator]
+        with pytest.raises(TypeError):
+            call("x", 5)  # type: ignore[operator]
+
+
+def test_rules_without_their_model(tiny_pair: tuple[Path, Path]) -> None:
+    base, aligned = tiny_pair
+    for rule in ("dual", "primal", "nudging"):
+        with pytest.raises(InvalidArgumentError, match=f"rule {rule} needs the aligned model.*rule base"):
+            KadLlama(base, None, rule=rule, n_ctx=32)
+        with pytest.raises(InvalidArgumentError, match=f"rule {rule} needs the base model.*rule aligned"):
+            KadLlama(None, aligned, rule=rule, n_ctx=32)
+    for rule, pair in (("base", (None, aligned)), ("aligned", (base, None)), ("base", (None, None))):
+        with pytest.raises(InvalidArgumentError, match=f"rule {rule} needs the"):
+            KadLlama(*pair, rule=rule, n_ctx=32)
+
+
+def test_context_is_capped(tiny: Tiny) -> None:
+    short, long = tiny("llama", n_ctx=48, **SMALL), tiny("llama", n_ctx=96, chat_template=True, **SMALL)
+    with KadLlama(long, short, n_ctx=10**6, n_threads=1) as kad:
+        assert kad.base is not None and kad.aligned is not None
+        assert (kad.base.n_ctx, kad.aligned.n_ctx) == (48, 48)
+        assert kad.generate("The", raw=True, max_tokens=100, seed=1).stats.tokens < 48
+
+
+def test_batch_sizes_do_not_change_the_text(tiny_pair: tuple[Path, Path]) -> None:
+    texts = set()
+    fields: list[dict[str, int]] = [{}, {"n_batch": 1}, {"n_batch": 7}, {"n_ubatch": 1}, {"n_batch": 2**30, "n_ubatch": 2**30}]
+    for given in fields:
+        with KadLlama(*tiny_pair, n_ctx=96, n_threads=1, base_params=given, aligned_params=given) as kad:
+            texts.add(kad.generate("The people of the town", raw=True, max_tokens=20, seed=5, spec=False, draft=0).text)
+    assert len(texts) == 1
+
+
+def test_small_batch_and_the_default_draft(tiny_pair: tuple[Path, Path]) -> None:
+    """A draft that the batch cannot hold is an error; without speculation there is no draft."""
+    with KadLlama(*tiny_pair, n_ctx=64, n_threads=1, base_params={"n_batch": 2}) as kad:
+        assert kad.max_draft == 1
+        with pytest.raises(InvalidArgumentError, match="draft.* 3.*1"):
+            kad.generate("The", raw=True, max_tokens=2)
+        assert kad.generate("The", raw=True, max_tokens=2, seed=1, draft=1).stats.tokens == 2
+        assert kad.generate("The", raw=True, max_tokens=2, seed=1, draft=0).stats.tokens == 2
+        assert kad.generate("The", raw=True, max_tokens=2, seed=1, spec=False).stats.tokens == 2
+
+
+# ---- A call's values -------------------------------------------------------------------------------------------------
+
+CALL = [
+    ({"max_tokens": -1}, "max_tokens is -1.*0 to"),
+    ({"max_tokens": 1.5}, "max_tokens is 1.5.*whole"),
+    ({"max_tokens": True}, "max_tokens is True"),
+    ({"max_tokens": None}, "max_tokens is None"),
+    ({"max_tokens": 2**31}, "max_tokens is 2147483648"),
+    ({"temperature": -0.1}, "temperature -0.1.*>= 0"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"temperature": float("inf")}, "temperature is inf"),
+    ({"temperature": "hot"}, "temperature is 'hot'"),
+    ({"temperature": BIG}, "temperature"),
+    ({"top_k": -1}, "top_k is -1.*0 to"),
+    ({"top_k": 2.5}, "top_k is 2.5"),
+    ({"top_p": 0}, "top_p 0.*0 < top_p <= 1"),
+    ({"top_p": 1.01}, "top_p 1.01.*0 < top_p <= 1"),
+    ({"top_p": -1}, "top_p -1"),
+    ({"min_p": -0.1}, "min_p -0.1.*0 <= min_p < 1"),
+    ({"min_p": 1}, "min_p 1.*0 <= min_p < 1"),
+    ({"seed": -1}, "seed is -1.*0 to 18446744073709551615"),
+    ({"seed": 2**64}, "seed is 18446744073709551616"),
+    ({"seed": 1.0}, "seed is 1.0"),
+    ({"seed": "x"}, "seed is 'x'"),
+    ({"stop": ""}, "stop has ''.*at least one"),
+    ({"stop": ["a", ""]}, "stop has ''"),
+    ({"stop": "a\0b"}, "stop has 'a.*NUL"),
+    ({"stop": 5}, "stop is 5"),
+    ({"stop": [5]}, "stop has 5"),
+    ({"stop": b"x"}, "stop"),
+    ({"stop": "\ud800"}, "stop.*surrogate|stop.*UTF-8"),
+    ({"draft": -1}, "draft is -1.*0 to"),
+    ({"draft": 10**6}, "draft is 1000000.*at most"),
+    ({"draft": 1.5}, "draft is 1.5"),
+    ({"text_number": -1}, "text_number is -1"),
+    ({"text_number": 2**64}, "text_number is 18446744073709551616"),
+    ({"text_number": "0"}, "text_number is '0'"),
+]
+
+
+def test_call_values(kad: KadLlama) -> None:
+    expected = kad.generate("The sky", raw=True, max_tokens=4, seed=9).text
+    wrong = []
+    for keywords, message in CALL:
+        for call in (kad.generate, kad.stream):
+            try:
+                call("The sky", raw=True, **{"max_tokens": 2, **keywords})
+            except InvalidArgumentError as error:
+                if not re.search(message, str(error), re.DOTALL):
+                    wrong.append(f"{keywords}: the message {error} lacks {message}")
+            except Exception as error:
+                wrong.append(f"{str(keywords)[:60]}: {type(error).__name__}: {str(error)[:100]}")
+            else:
+                wrong.append(f"{keywords}: accepted")
+        assert kad.generate("The sky", raw=True, max_tokens=4, seed=9).text == expected, f"after {keywords}"
+    assert not wrong, "\n".join(wrong)
+
+
+def test_extreme_values_that_are_allowed(kad: KadLlama) -> None:
+    allowed: list[dict[str, Any]] = [
+        {"max_tokens": 2**31 - 1},
+        {"temperature": 1e-300},
+        {"temperature": 1e300},
+        {"temperature": np.float32(0.5), "seed": np.uint64(2**64 - 1), "max_tokens": np.int32(3)},
+        {"top_k": 2**31 - 1, "top_p": 1e-30, "min_p": 0.999999},
+        {"top_p": 5e-324},
+        {"seed": 2**64 - 1, "text_number": 2**64 - 1},
+        {"stop": [], "draft": kad.max_draft},
+        {"stop": ["\n" * 1000, "🙂" * 100, "a"]},
+        {"stop": [f"stop {i}" for i in range(200)]},
+    ]
+    for keywords in allowed:
+        given = {"max_tokens": 3, "seed": 1, **keywords}
+        out = kad.generate("The sky", raw=True, **given)
+        assert out.finish_reason in ("stop", "length"), keywords
+
+
+def test_sampling_rule_temperature_at_zero(tiny_pair: tuple[Path, Path]) -> None:
+    with KadLlama(*tiny_pair, n_ctx=64, n_threads=1, rule_temperature="sampling") as kad:
+        with pytest.raises(InvalidArgumentError, match="temperature"):
+            kad.generate("The", raw=True, max_tokens=2, temperature=0)
+        assert kad.generate("The", raw=True, max_tokens=2, temperature=0.5, seed=1).stats.tokens == 2
+
+
+def test_tokens_and_roles(kad: KadLlama) -> None:
+    n_vocab = kad.base.n_vocab if kad.base else 0
+    for token in (-1, n_vocab, 2**31 - 1, 2**40):
+        with pytest.raises(InvalidArgumentError, match=str(token)):
+            kad.token_bytes(token)
+    with pytest.raises(InvalidArgumentError, match="judge.*base, aligned"):
+        kad.tokenize("x", role="judge")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="judge"):
+        kad.token_bytes(1, role="judge")  # type: ignore[arg-type]
+
+
+def test_tokenising_odd_text(kad: KadLlama) -> None:
+    assert kad.tokenize("") == []
+    for text in ("a\0b", "\0", "\udc80", "🙂" * 50, "\u0300" * 100, "x" * 100_000):
+        ids = kad.tokenize(text)
+        back = b"".join(kad.token_bytes(token) for token in ids)
+        assert back == text.encode("utf-8", "surrogateescape"), text[:10]
+    with pytest.raises(ValueError, match="surrogate"):
+        kad.tokenize("\ud800")
+    with pytest.raises(InvalidArgumentError, match="text"):
+        kad.tokenize(5)  # type: ignore[arg-type]
+
+
+def test_one_model_cannot_give_two_rows(tiny_pair: tuple[Path, Path]) -> None:
+    with KadLlama(tiny_pair[0], None, rule="base", n_ctx=32, n_threads=1) as kad:
+        with pytest.raises(InvalidArgumentError, match="both models"):
+            kad.next_logits("x")
+        with pytest.raises(InvalidArgumentError, match="aligned"):
+            kad.tokenize("x", role="aligned")
+        with pytest.raises(InvalidArgumentError, match="aligned"):
+            kad.token_bytes(1, role="aligned")
+
+
+def test_rows_functions() -> None:
+    row = np.zeros(4, np.float32)
+    for call in (mixture, deferral):
+        for bad, message in (
+            (np.zeros(3, np.float32), "same shape"),
+            (np.zeros((2, 2, 2), np.float32), "shape"),
+            (np.zeros(0, np.float32), "shape"),
+            (np.array(["a"] * 4), "dtype"),
+            (np.zeros(4, complex), "dtype"),
+        ):
+            with pytest.raises(InvalidArgumentError, match=message):
+                call(bad, row)
+        for value in (np.nan, np.inf):
+            with pytest.raises(NotANumberError, match="aligned_logits.*token 2"):
+                call(row, np.array([0, 0, value, 0], np.float32), rule="nudging")
+        with pytest.raises(NotANumberError, match="base_logits.*-inf"):
+            call(np.full(4, -np.inf, np.float32), row)
+        with pytest.raises(InvalidArgumentError, match="temperature -1"):
+            call(row, row, temperature=-1)
+
+
+# ---- Prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts(kad: KadLlama) -> None:
+    expected = kad.generate("The sky", max_tokens=4, seed=9).text
+    user = {"role": "user", "content": "x"}
+    for prompt, message in (
+        ([], "empty list"),
+        (5, "int"),
+        (b"x", "bytes"),
+        (None, "NoneType"),
+        ([user, {"role": "robot", "content": "x"}], "message 1.*robot.*system, user, assistant"),
+        ([user, {"role": "assistant", "content": "x"}], "message 1.*assistant.*last"),
+        ([{"role": "user"}], "message 0.*content"),
+        ([{"content": "x"}], "message 0.*role"),
+        ([{"role": "user", "content": None}], "message 0.*NoneType"),
+        ([{**user, "name": "x"}], "message 0.*name"),
+        (["x"], "message 0.*dict"),
+        ("a \ud800", "surrogate.*character 2"),
+        ([{"role": "user", "content": "\udc80"}], "surrogate"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            kad.generate(prompt, max_tokens=2)  # type: ignore[arg-type]
+    for prompt, message in (("", "no tokens"), ([user], "raw.*str"), ("\ud800", "surrogate")):
+        with pytest.raises(PromptError, match=message):
+            kad.generate(prompt, raw=True, max_tokens=2)  # type: ignore[arg-type]
+    assert kad.generate("The sky", max_tokens=4, seed=9).text == expected
+
+
+def test_prompts_that_are_odd_but_allowed(kad: KadLlama) -> None:
+    for prompt in ("", " ", "\0", "a\0b", "\ufeff", "🙂", "<|im_end|>", "\u202e", "\r\n"):
+        assert kad.generate(prompt, max_tokens=2, seed=1).stats.tokens <= 2
+    for prompt in ("\0", "a\0b", "<|im_end|><|im_end|>"):
+        assert kad.generate(prompt, raw=True, max_tokens=2, seed=1).stats.tokens <= 2
+
+
+def test_broken_template(tiny_pair: tuple[Path, Path]) -> None:
+    for template in ("{{ messages[", "{{ raise_exception('no') }}", "{{ 1/0 }}", "{% if false %}x{% endif %}"):
+        with pytest.raises(PromptError), KadLlama(*tiny_pair, n_ctx=32, n_threads=1, base_template=template) as kad:
+            kad.generate("x", max_tokens=1)
+
+
+# ---- The context -----------------------------------------------------------------------------------------------------
+
+
+def test_prompt_longer_than_the_context(kad: KadLlama) -> None:
+    long = "The people of the town. " * 100
+    n = len(kad.tokenize(long))
+    with pytest.raises(ContextError, match=rf"{n} tokens.*holds 64"):
+        kad.generate(long, raw=True)
+    with pytest.raises(ContextError, match="holds 64"):
+        kad.generate(long)
+    with pytest.raises(ContextError, match="1,?000,?000|holds 64"):
+        kad.generate("x " * 500_000, raw=True)
+    assert kad.generate("The", raw=True, max_tokens=2, seed=1).stats.tokens == 2
+
+
+MODES: tuple[dict[str, Any], ...] = ({"spec": False}, {"draft": 0}, {"draft": 1}, {"draft": 3}, {"draft": 7})
+
+
+@pytest.mark.parametrize("n_ctx", [8, 40])
+@pytest.mark.parametrize("pair", ["tiny_pair", "tiny_cross_pair"])
+def test_context_fills_up(pair: str, n_ctx: int, request: pytest.FixtureRequest) -> None:
+    """In every mode the text ends at the same event, and what was said is kept."""
+    files: tuple[Path, Path] = request.getfixturevalue(pair)
+    with KadLlama(*files, n_ctx=n_ctx, n_threads=1) as kad:
+        for seed in range(4):
+            for temperature in (0.0, 1.0):
+                outs = [
+                    kad.generate("The s", raw=True, max_tokens=10**6, seed=seed, temperature=temperature, **mode)
+                    for mode in MODES
+                ]
+                assert len({out.text for out in outs}) == 1, [out.text for out in outs]
+                assert len({(out.finish_reason, out.stats.tokens) for out in outs}) == 1
+                if outs[0].finish_reason == "length":
+                    assert outs[0].text and outs[0].stats.tokens >= 1
+
+
+def test_context_holds_exactly(kad: KadLlama) -> None:
+    """Prompt and answer together take every place there is, and no more."""
+    prompt = "The people of the town"
+    n = len(kad.tokenize(prompt))
+    for mode in MODES:
+        lengths = [kad.generate(prompt, raw=True, max_tokens=1000, seed=s, **mode) for s in range(8)]
+        full = {out.stats.prompt_tokens + out.stats.tokens for out in lengths if out.finish_reason == "length"}
+        assert full == {64}, (mode, full)
+        assert all(out.stats.prompt_tokens == n for out in lengths)
+
+
+def test_prompt_that_fills_the_context(kad: KadLlama) -> None:
+    word = "The"
+    while len(kad.tokenize(word + " x")) <= 64:
+        word += " x"
+    assert len(kad.tokenize(word)) == 64
+    for mode in MODES:
+        out = kad.generate(word, raw=True, seed=1, **mode)
+        assert (out.finish_reason, out.text, out.stats.tokens) in {("length", "", 0), ("stop", "", 0)}
+    with pytest.raises(ContextError, match="65 tokens.*holds 64"):
+        kad.generate(word + " x", raw=True)
+    base, aligned = kad.next_logits(word, raw=True)
+    assert np.isfinite(base).any() and np.isfinite(aligned).any()
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3])
+def test_smallest_contexts(tiny_pair: tuple[Path, Path], n_ctx: int) -> None:
+    with KadLlama(*tiny_pair, n_ctx=n_ctx, n_threads=1) as kad:
+        token = kad.token_bytes(50).decode()
+        assert len(kad.tokenize(token)) == 1
+        for mode in ({"spec": False}, {"draft": 0}):
+            out = kad.generate(token, raw=True, max_tokens=10, seed=2, **mode)  # type: ignore[arg-type]
+            assert out.stats.tokens <= n_ctx - 1
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_cache_that_cannot_fit(tiny: Tiny) -> None:
+    huge = tiny("llama", n_ctx=2**31 - 1, **SMALL)
+    for keywords in ({}, {"reproducible": True}):
+        with pytest.raises(OutOfMemoryError, match=r"do not fit.*cache \d+\.\d+ GiB.*= \d+\.\d+ GiB of \d+\.\d+ GiB"):
+            KadLlama(huge, None, rule="base", n_ctx=2**31 - 1, **keywords)
+    with KadLlama(huge, None, rule="base", n_ctx=64, n_threads=1) as kad:
+        assert kad.generate("x", raw=True, max_tokens=1, seed=1).stats.tokens <= 1
+
+
+def test_a_failed_load_leaves_nothing_behind(small: Path, tmp_path: Path) -> None:
+    """A second model that cannot be loaded frees the first."""
+    bad = broken.edited(small, tmp_path / "arch.gguf", architecture="mystery")
+    for _ in range(3):
+        with pytest.raises(FileError, match="mystery"):
+            KadLlama(small, bad, n_ctx=32, n_threads=1)
+    with KadLlama(small, None, rule="base", n_ctx=32, n_threads=1) as kad:
+        assert not kad.closed
+
+
+def test_progress_that_raises(small: Path) -> None:
+    def stop(_fraction: float) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        KadLlama(small, None, rule="base", n_ctx=32, progress=stop)
+    with pytest.raises(StateError, match="closed"):
+        closed = KadLlama(small, None, rule="base", n_ctx=32, n_threads=1)
+        closed.close()
+        closed.generate("x")
