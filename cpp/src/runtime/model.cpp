@@ -190,6 +190,7 @@ LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose
 }
 
 LlamaModel::~LlamaModel() {
+    LlamaLog log(false); // llama.cpp reports what it frees
     free_context();
     llama_model_free(model_);
 }
@@ -251,6 +252,7 @@ void LlamaModel::read_vocabulary() {
 }
 
 void LlamaModel::free_context() {
+    LlamaLog log(false);
     if (context_) llama_free(context_);
     context_ = nullptr;
 }
