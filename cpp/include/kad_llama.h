@@ -433,7 +433,8 @@ typedef struct kad_pass_info {
 } kad_pass_info;
 
 /* Loads the model of `role` alone and measures (seconds): under, across and over 512 cells of cache, at every pass size.
- * kad_engine_open does this itself in reproducible mode when max_pass is 0; hosts that keep the answer on disk call it. */
+ * kad_engine_open does this itself in reproducible mode when max_pass is 0; hosts that keep the answer on disk call it.
+ * params->progress hears the fraction done of loading, then of measuring, and may give up. */
 KAD_API kad_status kad_measure_passes(const kad_engine_params * params, int32_t role, kad_pass_info * out);
 
 /* The ggml_type called `name` ("f16", "q8_0"); -1 when there is none that a cache can have. */

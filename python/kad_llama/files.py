@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import platformdirs
 import psutil
 
 from kad_llama._binding import ffi, lib
-from kad_llama._binding.calls import check, text
+from kad_llama._binding.calls import Progress, check, text
 from kad_llama.errors import InvalidArgumentError
 
 __all__ = ["FileInfo", "PassInfo", "default_threads", "inspect_file", "measure_passes"]
@@ -131,6 +131,7 @@ def measure_passes(
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     params: Mapping[str, Any] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> PassInfo:
     """Measure up to how many rows per pass are bit-equal, and with which cache types; keep the answer on disk.
 
@@ -150,7 +151,8 @@ def measure_passes(
     alive = fill_model(engine.base if role == "base" else engine.aligned, path, n_gpu_layers, fields)
     engine.n_ctx, engine.n_threads = n_ctx, threads
     out = ffi.new("kad_pass_info *")
-    check(lib.kad_measure_passes(engine, number, out))
+    report = Progress(engine, progress)
+    report.check(lib.kad_measure_passes(engine, number, out))
     del alive
     found = PassInfo(
         out.max_pass, text(lib.kad_cache_type_name(out.type_k)), text(lib.kad_cache_type_name(out.type_v)), out.tested

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kad_llama import prompts
 from kad_llama._binding import ffi, lib
-from kad_llama._binding.calls import check, text
+from kad_llama._binding.calls import Progress, check, text
 from kad_llama.errors import InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
@@ -195,7 +195,9 @@ class KadLlama:
                 continue
             if reproducible:
                 threads = params.n_threads
-                found = measure_passes(path, role, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=layers, params=given)
+                found = measure_passes(
+                    path, role, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=layers, params=given, progress=progress
+                )
                 fields.setdefault("type_k", lib.kad_cache_type(found.type_k.encode()))
                 fields.setdefault("type_v", lib.kad_cache_type(found.type_v.encode()))
                 setattr(params, f"max_pass_{role}", found.max_pass)
@@ -210,17 +212,11 @@ class KadLlama:
     @staticmethod
     def _open(params: Any, progress: Callable[[float], object] | None) -> Any:
         out = ffi.new("kad_engine **")
-        report = _Progress(progress)
-        handle = ffi.new_handle(report)
-        if progress is not None or threading.current_thread() is threading.main_thread():
-            params.progress = lib.kad_python_progress
-            params.progress_user_data = handle
+        report = Progress(params, progress)
         status = lib.kad_engine_open(params, out)
-        if report.raised is not None:
-            if status == lib.KAD_OK:
-                lib.kad_engine_close(out[0])
-            raise report.raised
-        check(status)
+        if report.raised is not None and status == lib.KAD_OK:
+            lib.kad_engine_close(out[0])
+        report.check(status)
         return out[0]
 
     # ---- What was loaded --------------------------------------------------------------------------------------------
@@ -514,23 +510,3 @@ class KadLlama:
         with contextlib.suppress(Exception):
             lib.kad_engine_close(self._engine)
             self._engine = ffi.NULL
-
-
-class _Progress:
-    """Carries a callback through C, and what it raised back out."""
-
-    def __init__(self, callback: Callable[[float], object] | None) -> None:
-        self.callback = callback
-        self.raised: BaseException | None = None
-
-
-@ffi.def_extern()  # type: ignore[untyped-decorator]
-def kad_python_progress(fraction: float, user_data: Any) -> int:
-    report: _Progress = ffi.from_handle(user_data)
-    try:
-        if report.callback is not None:
-            report.callback(fraction)
-    except BaseException as error:  # Ctrl-C too: it ends the loading
-        report.raised = error
-        return 0
-    return 1

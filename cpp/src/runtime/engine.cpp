@@ -131,10 +131,11 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         context.n_threads = options.n_threads;
         if (options.reproducible) {
             if (options.max_pass[role] == 0) {
-                const PassInfo measured = measure_passes(model, options.models[role], context, &cancel);
-                max_pass_[role]         = measured.max_pass;
-                context.type_k          = measured.type_k;
-                context.type_v          = measured.type_v;
+                const PassInfo measured =
+                    measure_passes(model, options.models[role], context, &cancel, options.progress);
+                max_pass_[role] = measured.max_pass;
+                context.type_k  = measured.type_k;
+                context.type_v  = measured.type_v;
             } else {
                 max_pass_[role] = options.max_pass[role];
             }
@@ -161,7 +162,7 @@ PassInfo Engine::measure(const EngineOptions & options, kad_role role) {
     ContextOptions      context;
     context.n_ctx     = uint32_t(file.n_ctx_train ? std::min<int64_t>(options.n_ctx, file.n_ctx_train) : options.n_ctx);
     context.n_threads = options.n_threads;
-    return measure_passes(model, wanted, context, nullptr);
+    return measure_passes(model, wanted, context, nullptr, options.progress);
 }
 
 } // namespace kad

@@ -25,43 +25,73 @@ std::vector<Token> some_text(const LlamaModel & model, size_t n) {
     return text;
 }
 
-void prefill(LlamaModel & model, const std::vector<Token> & text, size_t from, size_t to) {
+// The model under measurement, passes counted against the most there can be.
+class Bench {
+public:
+    Bench(LlamaModel & model, const std::function<bool(double)> & progress) : model_(model), progress_(progress) {}
+
+    LlamaModel & model() { return model_; }
+
+    void evaluate(const std::vector<Token> & text, size_t at, size_t n, size_t n_rows) {
+        model_.evaluate(text.data() + at, n, at, n_rows);
+        done_ += n;
+        if (progress_ && !progress_(std::min(1.0, double(done_) / MOST))) {
+            throw Error(KAD_INTERRUPTED, "the measurement was interrupted");
+        }
+    }
+    bool row_is(size_t i, const std::vector<float> & other) const {
+        return std::memcmp(model_.row(i), other.data(), other.size() * sizeof(float)) == 0;
+    }
+
+private:
+    // Tokens evaluated when every pass size holds at every start: the texts before the starts, single passes, blocks.
+    static constexpr double             MOST = 250 + 270 + 24 + 3 * (TESTED + 2 + TESTED * (TESTED + 2));
+    LlamaModel &                        model_;
+    const std::function<bool(double)> & progress_;
+    size_t                              done_ = 0;
+};
+
+void prefill(Bench & bench, const std::vector<Token> & text, size_t from, size_t to) {
     for (size_t at = from; at < to;) {
-        const size_t n = std::min({ BLOCK, model.max_batch(), to - at });
-        model.evaluate(text.data() + at, n, at, 0);
+        const size_t n = std::min({ BLOCK, bench.model().max_batch(), to - at });
+        bench.evaluate(text, at, n, 0);
         at += n;
     }
 }
 
-// The longest pass beginning at `start` whose rows, and the row after it, equal those of single passes.
-size_t equal_rows(LlamaModel & model, const std::vector<Token> & text, size_t start, size_t most) {
-    const size_t                    width = model.n_vocab() * sizeof(float);
+// The longest pass beginning at `start` whose rows, and the row after it, equal those of single passes; with all its
+// rows wanted (scoring guesses) and with the last alone (catching up).
+size_t equal_rows(Bench & bench, const std::vector<Token> & text, size_t start, size_t most) {
     std::vector<std::vector<float>> alone(most + 1);
     for (size_t i = 0; i <= most; ++i) {
-        model.evaluate(text.data() + start + i, 1, start + i, 1);
-        alone[i].assign(model.row(0), model.row(0) + model.n_vocab());
+        bench.evaluate(text, start + i, 1, 1);
+        alone[i].assign(bench.model().row(0), bench.model().row(0) + bench.model().n_vocab());
     }
     for (size_t n = 2; n <= most; ++n) {
-        model.drop(start);
-        model.evaluate(text.data() + start, n, start, n);
+        bench.model().drop(start);
+        bench.evaluate(text, start, n, n);
         for (size_t i = 0; i < n; ++i) {
-            if (std::memcmp(model.row(i), alone[i].data(), width) != 0) return n - 1;
+            if (!bench.row_is(i, alone[i])) return n - 1;
         }
-        model.evaluate(text.data() + start + n, 1, start + n, 1); // reads what the pass left in the cache
-        if (std::memcmp(model.row(0), alone[n].data(), width) != 0) return n - 1;
+        bench.evaluate(text, start + n, 1, 1); // reads what the pass left in the cache
+        if (!bench.row_is(0, alone[n])) return n - 1;
+        bench.model().drop(start);
+        bench.evaluate(text, start, n, 1);
+        if (!bench.row_is(0, alone[n - 1])) return n - 1;
     }
     return most;
 }
 
-size_t longest_pass(LlamaModel & model, size_t most) {
+size_t longest_pass(Bench & bench, size_t most) {
+    LlamaModel &             model   = bench.model();
     const std::vector<Token> text    = some_text(model, STARTS[1] + TESTED + 1);
     size_t                   longest = std::min({ most, model.max_batch(), model.max_rows() });
     size_t                   held    = 0;
     for (const size_t start : STARTS) {
         if (longest < 2 || start + longest + 1 > std::min(model.n_ctx(), text.size())) continue;
         if (held > start) model.drop(held = start);
-        prefill(model, text, held, start);
-        longest = equal_rows(model, text, start, longest);
+        prefill(bench, text, held, start);
+        longest = equal_rows(bench, text, start, longest);
         model.drop(held = start);
     }
     return longest;
@@ -70,7 +100,7 @@ size_t longest_pass(LlamaModel & model, size_t most) {
 } // namespace
 
 PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context,
-                        const std::atomic<bool> * cancel) {
+                        const std::atomic<bool> * cancel, const std::function<bool(double)> & progress) {
     const int32_t                     f16 = cache_type("f16"), q8_0 = cache_type("q8_0");
     const std::pair<int32_t, int32_t> candidates[] = { { f16, f16 }, { f16, q8_0 }, { q8_0, q8_0 } };
     PassInfo                          best;
@@ -91,7 +121,8 @@ PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const 
             continue; // this model cannot have such a cache
         }
         // A cache that cannot rewind cannot be measured, and is never speculated on.
-        found.max_pass = model.can_rewind() ? int32_t(longest_pass(model, size_t(found.tested))) : 1;
+        Bench bench(model, progress);
+        found.max_pass = model.can_rewind() ? int32_t(longest_pass(bench, size_t(found.tested))) : 1;
         if (found.max_pass > best.max_pass) best = found;
         if (best.max_pass == best.tested || !model.can_rewind() || (options.has("type_k") && options.has("type_v")))
             break;

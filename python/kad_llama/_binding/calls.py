@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kad_llama import errors
@@ -32,3 +33,35 @@ def check(status: int) -> None:
     if status == lib.KAD_INTERRUPTED:
         raise KeyboardInterrupt
     raise _ERRORS.get(status, errors.InternalError)(text(lib.kad_last_error()))
+
+
+class Progress:
+    """Carries a callback into a ``kad_engine_params``, and what it raised back out. Must live as long as the call.
+
+    Without a callback it still lets Python look for Ctrl-C while the library loads.
+    """
+
+    def __init__(self, params: Any, callback: Callable[[float], object] | None) -> None:
+        self.callback = callback
+        self.raised: BaseException | None = None
+        self._handle = ffi.new_handle(self)
+        params.progress = lib.kad_python_progress
+        params.progress_user_data = self._handle
+
+    def check(self, status: int) -> None:
+        """Raise what the callback raised, else what `status` stands for."""
+        if self.raised is not None:
+            raise self.raised
+        check(status)
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def kad_python_progress(fraction: float, user_data: Any) -> int:
+    report: Progress = ffi.from_handle(user_data)
+    try:
+        if report.callback is not None:
+            report.callback(fraction)
+    except BaseException as error:  # Ctrl-C too: it ends the loading
+        report.raised = error
+        return 0
+    return 1
