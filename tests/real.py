@@ -199,6 +199,19 @@ def _edge(weights: np.ndarray, target: float) -> float:
 # ---- Events across vocabularies --------------------------------------------------------------------------------------
 
 
+def token_kind(kad: KadLlama, role: str, token: int) -> tuple[int, bytes]:
+    """0 ordinary, 1 control or unknown, 2 end of generation, 3 without bytes; and the bytes."""
+    data, size, kind = ffi.new("const char **"), ffi.new("size_t *"), ffi.new("int32_t *")
+    number = lib.KAD_ROLE_BASE if role == "base" else lib.KAD_ROLE_ALIGNED
+    check(lib.kad_token_bytes(kad._engine, number, token, data, size, kind))
+    return kind[0], bytes(ffi.buffer(data[0], size[0]))
+
+
+def first_end(kad: KadLlama) -> int:
+    """Where a row over shared ids holds the end of generation: at the lowest such id."""
+    return next(token for token in range(kad.vocab.n_events) if token_kind(kad, "base", token)[0] == 2)
+
+
 class Events:
     """Section 6 in Python: which event a token is. Equal bytes are one event, parts of characters are their model's own."""
 
@@ -210,7 +223,7 @@ class Events:
         for role, model in (("base", kad.base), ("aligned", kad.aligned)):
             assert model is not None
             for token in range(model.n_vocab):
-                kind, data = self._token(role, token)
+                kind, data = token_kind(kad, role, token)
                 if kind == 2:
                     if self.end < 0:
                         self.end, n = n, n + 1
@@ -218,12 +231,6 @@ class Events:
                     self.number[self._key(role, data)] = n
                     n += 1
         self.n = n
-
-    def _token(self, role: str, token: int) -> tuple[int, bytes]:
-        data, size, kind = ffi.new("const char **"), ffi.new("size_t *"), ffi.new("int32_t *")
-        number = lib.KAD_ROLE_BASE if role == "base" else lib.KAD_ROLE_ALIGNED
-        check(lib.kad_token_bytes(self.kad._engine, number, token, data, size, kind))
-        return kind[0], bytes(ffi.buffer(data[0], size[0]))
 
     @staticmethod
     def _key(role: str, data: bytes) -> Any:

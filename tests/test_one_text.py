@@ -111,9 +111,17 @@ def test_texts_differ_from_seed_to_seed(opened: Open) -> None:
     assert len(texts) > 15
 
 
-def test_after_other_calls(tiny_pair: tuple[Path, Path]) -> None:
-    """A warm instance says what a new one says: only whole prompt blocks of 64 are reused."""
-    keywords: dict[str, Any] = {"seed": 11, "max_tokens": 40}
+@pytest.mark.parametrize("quantisation", ["Q8_0", "F16"])
+def test_after_other_calls(tiny: Callable[..., Path], quantisation: str) -> None:
+    """A warm instance says what a new one says: only whole prompt blocks of 64 are reused.
+
+    Rows of F16 weights depend on the size of the pass, so there the history shows as soon as anything else is reused.
+    """
+    tiny_pair = (
+        tiny("llama", quantisation=quantisation),
+        tiny("llama", quantisation=quantisation, noise=0.3, chat_template=True),
+    )
+    keywords: dict[str, Any] = {"seed": 11, "max_tokens": 90}
     with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
         prompts = [prompt_of(kad, n) for n in (24, 100, 300)]
     fresh = []
@@ -274,10 +282,12 @@ def divergences(kad: KadLlama, ids: list[int], n_seeds: int, max_tokens: int, dr
             (t for t, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), min(map(len, texts))
         )
         same += plain == speculative
+        if plain == speculative and len(elsewhere) > 500:
+            continue
         with Run(kad, ids[-1:]) as run:
             run.step()
         rows = rows_along(kad, ids, plain[:agree], seed=seed, max_tokens=max_tokens)
-        elsewhere += [margin(*rows[t], coins[t]).slack for t in range(agree)]
+        elsewhere += [margin(*rows[t], coins[t]).slack for t in range(0, agree, 5)]
         if plain == speculative:
             continue
         here = margin(*rows[agree], coins[agree])

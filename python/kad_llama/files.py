@@ -51,6 +51,14 @@ class PassInfo:
     tested: int
 
 
+def c_path(path: str | os.PathLike[str]) -> bytes:
+    """Return a path as C reads it. A NUL would end it early and name another file."""
+    data = os.fsencode(path)
+    if b"\0" in data:
+        raise InvalidArgumentError(f"the path {path!r} has a NUL character; expected the path of a GGUF file")
+    return data
+
+
 def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
     """Read the header of a GGUF without loading it.
 
@@ -62,7 +70,7 @@ def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
         For a model that cannot generate.
     """
     info = ffi.new("kad_file_info *")
-    check(lib.kad_file_inspect(os.fsencode(path), info))
+    check(lib.kad_file_inspect(c_path(path), info))
     return FileInfo(
         os.fspath(path),
         text(info.architecture),
@@ -91,8 +99,10 @@ def default_threads() -> int:
 def fields_of(params: Mapping[str, Any] | None, name: str) -> dict[str, float]:
     """Return llama.cpp's fields as numbers; cache types may be given by name ("q8_0")."""
     fields: dict[str, float] = {}
+    if params is not None and not isinstance(params, Mapping):
+        raise InvalidArgumentError(f"{name} is {params!r}; expected a dict of llama.cpp's fields")
     for field, value in (params or {}).items():
-        if not isinstance(field, str):
+        if not isinstance(field, str) or "\0" in field:
             raise InvalidArgumentError(f"{name} has the key {field!r}; expected names of llama.cpp's fields")
         if field in ("type_k", "type_v") and isinstance(value, str):
             number = lib.kad_cache_type(value.lower().encode())
@@ -103,7 +113,10 @@ def fields_of(params: Mapping[str, Any] | None, name: str) -> dict[str, float]:
                 )
             fields[field] = number
         elif isinstance(value, (bool, int, float)):
-            fields[field] = float(value)
+            try:
+                fields[field] = float(value)
+            except OverflowError:
+                raise InvalidArgumentError(f"{name}[{field!r}] is out of range of any number") from None
         else:
             raise InvalidArgumentError(f"{name}[{field!r}] is {value!r}; expected a number")
     return fields
@@ -111,16 +124,16 @@ def fields_of(params: Mapping[str, Any] | None, name: str) -> dict[str, float]:
 
 def fill_model(target: Any, path: str | os.PathLike[str], n_gpu_layers: int, fields: Mapping[str, float]) -> list[Any]:
     """Fill a ``kad_model_params``. What is returned must live as long as it."""
-    c_path = ffi.new("char[]", os.fsencode(path))
+    c_name = ffi.new("char[]", c_path(path))
     names = [ffi.new("char[]", field.encode()) for field in fields]
     c_names = ffi.new("char *[]", names)
     c_values = ffi.new("double[]", list(fields.values()))
-    target.path = c_path
+    target.path = c_name
     target.n_gpu_layers = n_gpu_layers
     target.n_fields = len(names)
     target.field_names = c_names
     target.field_values = c_values
-    return [c_path, names, c_names, c_values]
+    return [c_name, names, c_names, c_values]
 
 
 def measure_passes(

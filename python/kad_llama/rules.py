@@ -59,7 +59,11 @@ def number(name: str, value: object) -> float:
     """Return `value` as a float; refuse by name what is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InvalidArgumentError(f"{name} is {value!r}; expected a number")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        finite = False
+    if not finite:
         raise InvalidArgumentError(f"{name} is {value!r}; expected a finite number")
     return float(value)
 

@@ -163,6 +163,7 @@ class KadLlama:
         self._engine: Any = ffi.NULL
         self._lock = threading.Lock()
         self._owner: int | None = None
+        self._abandoned = False
         self._stream: weakref.ref[Stream] | None = None
         self._paths = {"base": base, "aligned": aligned}
         self._base_template = base_template
@@ -272,7 +273,14 @@ class KadLlama:
         self._need_open()
         if role not in self._vocabularies:
             raise InvalidArgumentError(f"role is {role!r}; expected one of {', '.join(self._vocabularies)}")
-        return self._tokenize(text, role, special)
+        if not isinstance(text, (str, bytes)):
+            raise InvalidArgumentError(f"text is {text!r}; expected a str")
+        try:
+            return self._tokenize(text, role, special)
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"the text holds a lone surrogate at character {error.start}; expected text that UTF-8 can encode"
+            ) from None
 
     def _tokenize(self, text: str | bytes, role: Role, special: bool) -> list[int]:
         data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
@@ -296,6 +304,10 @@ class KadLlama:
     def token_bytes(self, token: int, *, role: Role = "base") -> bytes:
         """Return the bytes of one token; of a control token, its spelling."""
         self._need_open()
+        if role not in self._vocabularies and role not in _ROLES:
+            raise InvalidArgumentError(f"role is {role!r}; expected base or aligned")
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not -(2**31) <= token < 2**31:
+            raise InvalidArgumentError(f"token is {token!r}; expected the id of a token")
         data, size = ffi.new("const char **"), ffi.new("size_t *")
         check(lib.kad_token_bytes(self._engine, _ROLES[role], token, data, size, ffi.NULL))
         return bytes(ffi.buffer(data[0], size[0]))
@@ -428,20 +440,20 @@ class KadLlama:
             logprobs=logprobs,
             text_number=text_number,
         )
-        self._acquire()
+        release = self._acquire()
         try:
-            return self._start(prompt, raw, settings)
+            return self._start(prompt, raw, settings, release)
         except BaseException:
-            self._release()
+            release()
             raise
 
-    def _start(self, prompt: Messages, raw: bool, settings: Settings) -> Stream:
-        if settings.draft > self.max_draft:
+    def _start(self, prompt: Messages, raw: bool, settings: Settings, release: Callable[[], None]) -> Stream:
+        if settings.spec and settings.draft > self.max_draft:
             raise InvalidArgumentError(
                 f"draft is {settings.draft}; expected at most {self.max_draft} guesses per pass (the batch holds no more)"
             )
         built = self.prompt(prompt, raw)
-        stream = Stream(self._engine, built, settings, self._release)
+        stream = Stream(self._engine, built, settings, release)
         self._stream = weakref.ref(stream)
         return stream
 
@@ -463,20 +475,29 @@ class KadLlama:
 
     # ---- One call at a time -----------------------------------------------------------------------------------------
 
-    def _acquire(self) -> None:
+    def _acquire(self) -> Callable[[], None]:
+        """Wait for this thread's turn; return what ends it. That does nothing the second time."""
         if self._owner == threading.get_ident():
             raise StateError(
                 "a stream of this KadLlama is open in this thread; read it to its end, close() it, or use it in a with block"
             )
+        turn = [self._lock]
+
+        def release() -> None:
+            # pop() gives the lock to one caller only, wherever Ctrl-C strikes.
+            with contextlib.suppress(IndexError):
+                lock = turn.pop()
+                self._owner = None
+                lock.release()
+                if self._abandoned:
+                    self.close()
+
         self._lock.acquire()
         self._owner = threading.get_ident()
         if self._engine == ffi.NULL:
-            self._release()
+            release()
             self._need_open()
-
-    def _release(self) -> None:
-        self._owner = None
-        self._lock.release()
+        return release
 
     def _need_open(self) -> None:
         if self._engine == ffi.NULL:
@@ -507,6 +528,9 @@ class KadLlama:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            lib.kad_engine_close(self._engine)
-            self._engine = ffi.NULL
+        # The collector may come here before the stream that is still open; then the stream's end frees the models.
+        with contextlib.suppress(Exception):  # also where __init__ never ran
+            if self._lock.locked():
+                self._abandoned = True
+            else:
+                self.close()

@@ -67,6 +67,12 @@ def _stops(stop: object) -> tuple[str, ...]:
     for item in stop:
         if not isinstance(item, str) or not item or "\0" in item:
             raise InvalidArgumentError(f"stop has {item!r}; expected strings of at least one character, without NUL")
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgumentError(
+                f"stop has {item!r}, a lone surrogate; expected text that UTF-8 can encode"
+            ) from None
     return tuple(stop)
 
 

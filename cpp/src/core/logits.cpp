@@ -89,19 +89,26 @@ KAD_CLONES static double lane_sum(const double * values, size_t n) {
     return total;
 }
 
-void Distribution::set(const float * logits, size_t n, double temperature, const char * who) {
-    bool bad;
-    scan(logits, n, max_, bad);
+// Throws unless every logit is finite or -inf, and one is finite. Gives the largest.
+float check_logits(const float * logits, size_t n, const char * who) {
+    float max;
+    bool  bad;
+    scan(logits, n, max, bad);
     if (bad) {
         size_t at = 0;
         while (logits[at] <= FLT_MAX) ++at;
         throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": the logit of token " + std::to_string(at) + " is " +
                                           shown(logits[at]) + "; expected finite values or -inf");
     }
-    if (max_ == -INFINITY) {
+    if (max == -INFINITY) {
         throw Error(KAD_NOT_A_NUMBER,
                     std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
     }
+    return max;
+}
+
+void Distribution::set(const float * logits, size_t n, double temperature, const char * who) {
+    max_     = check_logits(logits, n, who);
     logits_  = logits;
     n_       = n;
     one_hot_ = temperature == 0;

@@ -16,9 +16,9 @@ static void check_options(const EngineOptions & options) {
         throw Error(KAD_INVALID_ARGUMENT,
                     "n_ctx " + std::to_string(options.n_ctx) + " is out of range; expected at least 1 token");
     }
-    if (options.n_threads < 0 || options.n_threads > 1024) {
+    if (options.n_threads < 0 || options.n_threads > 512) {
         throw Error(KAD_INVALID_ARGUMENT, "n_threads " + std::to_string(options.n_threads) +
-                                              " is out of range; expected 1 to 1024, or 0 for the "
+                                              " is out of range; expected 1 to 512, or 0 for the "
                                               "physical cores");
     }
     for (const kad_role role : ROLES) {
@@ -31,8 +31,9 @@ static void check_options(const EngineOptions & options) {
                                                   rule_info(alone).name);
         }
         if (model.n_gpu_layers < -1) {
-            throw Error(KAD_INVALID_ARGUMENT, "n_gpu_layers " + std::to_string(model.n_gpu_layers) +
-                                                  " is out of range; expected -1 (all) or more");
+            throw Error(KAD_INVALID_ARGUMENT,
+                        std::string(role == KAD_ROLE_BASE ? "n_gpu_layers " : "n_gpu_layers_aligned ") +
+                            std::to_string(model.n_gpu_layers) + " is out of range; expected -1 (all) or more");
         }
         for (const auto & [name, value] : model.fields) check_field(name, value, name_of(role));
         if (options.max_pass[role] < 0) {
@@ -156,10 +157,18 @@ PassInfo Engine::measure(const EngineOptions & options, kad_role role) {
     if (wanted.path.empty())
         throw Error(KAD_INVALID_ARGUMENT,
                     std::string("the ") + name_of(role) + " model has no path; expected a GGUF file");
-    for (const auto & [name, value] : wanted.fields) check_field(name, value, name_of(role));
-    const kad_file_info file = inspect_file(wanted.path);
-    LlamaModel          model(wanted, role, options.verbose, options.progress);
-    ContextOptions      context;
+    if (wanted.vocab_only) throw Error(KAD_INVALID_ARGUMENT, "vocab_only is set: measuring needs the model's weights");
+    EngineOptions alone = options; // the other model is not loaded
+    alone.models[1 - role].path.clear();
+    alone.rule = { role == KAD_ROLE_BASE ? KAD_RULE_BASE : KAD_RULE_ALIGNED, 0, 1 };
+    check_options(alone);
+    const kad_file_info file     = inspect_file(wanted.path);
+    kad_file_info       files[2] = {};
+    files[role]                  = file;
+    check_memory(alone, files,
+                 std::min<uint64_t>(uint64_t(options.n_ctx), file.n_ctx_train ? file.n_ctx_train : UINT64_MAX));
+    LlamaModel     model(wanted, role, options.verbose, options.progress);
+    ContextOptions context;
     context.n_ctx     = uint32_t(file.n_ctx_train ? std::min<int64_t>(options.n_ctx, file.n_ctx_train) : options.n_ctx);
     context.n_threads = options.n_threads;
     return measure_passes(model, wanted, context, nullptr, options.progress);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -95,6 +96,27 @@ uint64_t cache_bytes(const gguf_context * gguf, const std::string & architecture
     return total;
 }
 
+// What llama.cpp asserts while it evaluates, on threads where nothing can be caught; and a number of layers to count to.
+void check_numbers(const gguf_context * gguf, const std::string & path, const std::string & architecture) {
+    const uint64_t layers = number_of(gguf, architecture + ".block_count", 1);
+    if (layers == 0 || layers > 10000) {
+        refuse(KAD_FILE_ERROR, path,
+               "is damaged: it says it has " + std::to_string(layers) + " layers (" + architecture +
+                   ".block_count); fetch it again");
+    }
+    for (const char * name : { ".attention.layer_norm_rms_epsilon", ".attention.layer_norm_epsilon" }) {
+        const int64_t id = gguf_find_key(gguf, (architecture + name).c_str());
+        if (id < 0 || gguf_get_kv_type(gguf, id) != GGUF_TYPE_FLOAT32) continue;
+        const float value = gguf_get_val_f32(gguf, id);
+        if (!(value >= 0 && std::isfinite(value))) {
+            refuse(KAD_FILE_ERROR, path,
+                   "is damaged: " + architecture + name + " is " + shown(value) +
+                       "; expected a small positive "
+                       "number; fetch it again");
+        }
+    }
+}
+
 } // namespace
 
 kad_file_info inspect_file(const std::string & path) {
@@ -151,6 +173,7 @@ kad_file_info inspect_file(const std::string & path) {
                    ", attention.causal is false) and cannot write text; give a causal "
                    "language model");
     }
+    check_numbers(gguf.get(), path, architecture);
     copy_text(info.architecture, sizeof info.architecture, architecture);
     copy_text(info.name, sizeof info.name, text_of(gguf.get(), "general.name"));
     copy_text(info.quantisation, sizeof info.quantisation,
@@ -207,7 +230,12 @@ uint64_t available_memory(bool offload) {
 
 std::string gibibytes(uint64_t bytes) {
     char text[32];
-    std::snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1u << 30));
+    // Small figures in small units: "0.00 GiB of 0.00 GiB" would say nothing.
+    if (bytes < (10u << 20)) {
+        std::snprintf(text, sizeof text, "%.2f KiB", double(bytes) / 1024);
+    } else {
+        std::snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1u << 30));
+    }
     return text;
 }
 

@@ -38,8 +38,10 @@ static struct sigaction old_action;
 CatchInterrupt::CatchInterrupt(std::atomic<bool> * flag) {
     std::atomic<bool> * none = nullptr;
     if (!flag || !flag_to_set.compare_exchange_strong(none, flag)) return;
-    if (sigaction(SIGINT, nullptr, &old_action) != 0 || (old_action.sa_flags & SA_SIGINFO)) {
-        flag_to_set.store(nullptr); // a handler of another shape: leave it alone
+    if (sigaction(SIGINT, nullptr, &old_action) != 0 || (old_action.sa_flags & SA_SIGINFO) ||
+        old_action.sa_handler == SIG_IGN) {
+        flag_to_set.store(
+            nullptr); // a handler of another shape, or a signal that is not for this process: leave it alone
         return;
     }
     active_ = true;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <thread>
 
+#include "abort_guard.h"
 #include "llama.h"
 #include "llama_log.h"
 
@@ -43,8 +44,8 @@ const Field FIELDS[] = {
     KAD_FIELD(model, no_host, 0, 1, true),
     KAD_FIELD(context, n_batch, 1, BIG, true),
     KAD_FIELD(context, n_ubatch, 1, BIG, true),
-    KAD_FIELD(context, n_threads, 1, 1024, true),
-    KAD_FIELD(context, n_threads_batch, 1, 1024, true),
+    KAD_FIELD(context, n_threads, 1, 512, true),
+    KAD_FIELD(context, n_threads_batch, 1, 512, true),
     KAD_FIELD(context, rope_scaling_type, -1, 3, true),
     KAD_FIELD(context, flash_attn_type, -1, 1, true),
     KAD_FIELD(context, rope_freq_base, 0, 1e12, false),
@@ -173,16 +174,30 @@ LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose
     };
     params.progress_callback_user_data = &watch;
 
-    LlamaLog log(verbose);
-    model_ = llama_model_load_from_file(options.path.c_str(), params);
+    LlamaLog         log(verbose);
+    const AbortGuard guard;
+    try {
+        model_ = llama_model_load_from_file(options.path.c_str(), params);
+    } catch (const std::exception & e) {
+        throw Error(KAD_FILE_ERROR, "\"" + options.path + "\" cannot be loaded: " + e.what() + "; fetch it again");
+    }
     if (watch.gave_up) {
         if (model_) llama_model_free(model_);
         throw Error(KAD_INTERRUPTED, "loading \"" + options.path + "\" was interrupted");
     }
-    if (!model_) throw Error(KAD_FILE_ERROR, "\"" + options.path + "\" cannot be loaded" + log.reason());
+    if (!model_)
+        throw Error(KAD_FILE_ERROR, "\"" + options.path + "\" cannot be loaded" + log.reason() +
+                                        "; fetch it again, or convert it for this version of llama.cpp");
     try {
         check_role();
         read_vocabulary();
+    } catch (const Error &) {
+        llama_model_free(model_);
+        throw;
+    } catch (const std::exception & e) {
+        llama_model_free(model_);
+        throw Error(KAD_FILE_ERROR,
+                    "\"" + options.path + "\" has a vocabulary that cannot be used: " + e.what() + "; fetch it again");
     } catch (...) {
         llama_model_free(model_);
         throw;
@@ -285,7 +300,8 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
         params.abort_callback      = abort_requested;
         params.abort_callback_data = const_cast<std::atomic<bool> *>(cancel);
     }
-    LlamaLog log(verbose);
+    LlamaLog         log(verbose);
+    const AbortGuard guard;
     try {
         context_ = llama_init_from_model(model_, params);
     } catch (const std::exception & e) {
@@ -390,12 +406,20 @@ std::vector<Token> LlamaModel::tokenize(const std::string & text, bool parse_spe
                     "a text of " + std::to_string(text.size()) + " bytes is too long to tokenise");
     }
     std::vector<Token> ids(text.size() + 8);
-    int32_t n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false,
-                               parse_special);
+    const auto         read = [&] {
+        // A vocabulary that lacks what its tokenizer needs (byte tokens, say) is found out here.
+        try {
+            return llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false,
+                                  parse_special);
+        } catch (const std::exception & e) {
+            throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" has a vocabulary that cannot tokenise this text: " +
+                                             e.what() + "; fetch the file again");
+        }
+    };
+    int32_t n = read();
     if (n < 0) {
         ids.resize(size_t(-n));
-        n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), ids.data(), int32_t(ids.size()), false,
-                           parse_special);
+        n = read();
     }
     ids.resize(size_t(std::max(0, n)));
     return ids;

@@ -21,6 +21,7 @@ void Speaker::begin(const Reading & reading, size_t keep_rows) {
     }
     count    = EvaluationCount();
     started_ = false;
+    cached_  = 0;
 }
 
 size_t Speaker::common_prefix(const std::vector<Token> & context) const {
@@ -131,6 +132,8 @@ void Speaker::read(Row & row) {
     const float * raw    = row.own.data();
     const float * spoken = raw;
     if (reading_.shaper) {
+        // Truncation could drop the very token whose logit is NaN, and would sort by it.
+        check_logits(raw, row.own.size(), name_of(role_));
         row.shaped_own.resize(row.own.size());
         reading_.shaper->shape(raw, row.shaped_own.data(), row.own.size());
         spoken = row.shaped_own.data();
