@@ -1,6 +1,6 @@
 """Helpers of the tests on GGUF files: modes, answers to compare, new processes, a run stepped by hand, events.
 
-Run as a script it answers calls in a process of its own: a JSON request on standard input, the answers on standard output.
+Run as a script it answers calls in a process of its own: a JSON request on standard input, answers on standard output.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from kad_llama import Generation, KadLlama, reference
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import check

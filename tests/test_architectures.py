@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kad_llama import Generation, KadLlama
 from real import DRAFTS, FEW, LAZY, MODES, PLAIN, answer, prompt_of, said
+
+from kad_llama import Generation, KadLlama
 
 REWIND = ("llama", "qwen3", "gemma3", "moe")
 CANNOT_REWIND = ("mamba", "jamba")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kad_llama import KadLlama
 from real import FEW, LAZY, PLAIN, STORY, answer, in_new_process, prompt_of, said
+
+from kad_llama import KadLlama
 
 Tiny = Callable[..., Path]
 COMBINATIONS = [("a", "b"), ("b", "a"), ("a", "s"), ("s", "a"), ("b", "s"), ("s", "b")]
@@ -147,7 +148,7 @@ def cuts(data: bytes) -> list[bytes]:
 
     pieces, start, i = [], 0, 1
     while i + 1 < len(data):
-        ends_word = chr(data[i - 1]).isalnum() and data[i - 1] < 128 or data[i - 1] in b".,;:!?"
+        ends_word = (chr(data[i - 1]).isalnum() and data[i - 1] < 128) or data[i - 1] in b".,;:!?"
         if i > start and (
             (data[i] == 0x20 and letter(data[i + 1]) and ends_word)
             or (data[i - 1] == 0x0A and letter(data[i]) and not data[max(i - 2, 0) : i - 1].isspace())
@@ -203,7 +204,8 @@ def test_what_the_cache_holds_is_the_tokenisation_of_the_text(gemma: Path, smoll
             out = kad.generate(prompt, raw=True, seed=seed, max_tokens=24, draft=0)
             if len(out.tokens) < 4:
                 continue
-            paragraphs += any(a == b == "\n" and c.isalpha() for a, b, c in zip(out.text, out.text[1:], out.text[2:], strict=False))
+            triples = zip(out.text, out.text[1:], out.text[2:], strict=False)
+            paragraphs += any(a == b == "\n" and c.isalpha() for a, b, c in triples)
             before, after = (
                 start + piecewise(kad, "base", b"".join(token.bytes for token in tokens))
                 for tokens in (out.tokens[:-1], out.tokens)

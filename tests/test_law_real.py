@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real import STORY, Events, Run, entropy, first_end, fit, normal_distance, rows_along
+
 from kad_llama import Generation, KadLlama, reference
 from kad_llama._binding import lib
-from real import STORY, Events, Run, entropy, first_end, fit, normal_distance, rows_along
 
 SEEDS = 5000
 Record = Callable[[str, object], None]

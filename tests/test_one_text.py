@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from real import DRAFTS, FEW, LAZY, MODES, PLAIN, Run, answer, in_new_process, margin, prompt_of, rows_along
+
 from kad_llama import RULES, KadLlama, reference
 from kad_llama._binding import lib
-from real import DRAFTS, FEW, LAZY, MODES, PLAIN, Run, answer, in_new_process, margin, prompt_of, rows_along
 
 RULES_HERE = sorted(RULES)
 TEMPERATURES = (0.0, 0.7, 1.0)
