@@ -158,7 +158,7 @@ def rows_along(kad: KadLlama, ids: Sequence[int], text: Sequence[int], **setting
 
 @dataclass(frozen=True)
 class Margin:
-    """By how much the decisions of one draw were taken, as probability; the outcome changes at the smallest at the earliest."""
+    """By how much the decisions of one draw were taken, as probability; the smallest one changes the outcome first."""
 
     outcome: int
     slack: float

@@ -132,8 +132,10 @@ TEXTS = {
     "prose": STORY * 2,
     "emoji": "Well done! 🎉🎉 The team 👩‍🚀 flew to the moon 🌕, and back again. 🙂 So what? ❤️ is all you need.",
     "CJK": "日本語のテキスト。 The word 日本 means Japan. 中文也可以, 한국어도 됩니다 and so on.\n次の行です。\nnext line",
-    "code": "def f(x):\n    if x > 3:\n        return x ** 2  # squared\n    return {'a': [1, 2]}\n\n\nprint(f(4))\nfor i in range(10):\n\tpass\n",
-    "newlines": "One.\n\n\nTwo,  three;   four\r\nfive \n six\n\tseven. \n\n - eight\n1. nine\nten or more words in a line\n\nAnd a paragraph.\nend",
+    "code": "def f(x):\n    if x > 3:\n        return x ** 2  # squared\n    return {'a': [1, 2]}\n\n\n"
+    "print(f(4))\nfor i in range(10):\n\tpass\n",
+    "newlines": "One.\n\n\nTwo,  three;   four\r\nfive \n six\n\tseven. \n\n - eight\n1. nine\n"
+    "ten or more words in a line\n\nAnd a paragraph.\nend",
     "numbers": "In 2024, 366 days; 3.14159 and 1,000,000. It's 50% off, isn't it? He said: don't. www.example.org/a?b=c",
     "accents": "Übung macht den Meister. Être ou ne pas être, señor? Ça va. naïve café — “quoted” text… and more",
 }
@@ -220,7 +222,7 @@ def test_what_the_cache_holds_is_the_tokenisation_of_the_text(gemma: Path, smoll
 
 @pytest.mark.parametrize(("base", "aligned"), [("a", "b"), ("b", "a"), ("b", "s")])
 def test_ids_said_are_not_kept_as_they_were_said(tiny: Tiny, base: str, aligned: str) -> None:
-    """Random models say tokens that no tokeniser would choose: what is cached is the tokenisation of the text all the same."""
+    """Random models say tokens that no tokeniser would choose; what is cached is the tokenisation all the same."""
     told = 0
     with KadLlama(*pair(tiny, base, aligned, rare=0.01), n_threads=1) as kad:
         assert kad.base is not None
