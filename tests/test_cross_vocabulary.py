@@ -142,19 +142,22 @@ TEXTS = {
 
 
 def cuts(data: bytes) -> list[bytes]:
-    """The rule of the engine, in Python: before a space and a letter behind a word; at a letter that begins a line,
+    """The rule of the engine, in Python: before a space and a letter behind a word; where a line begins,
     unless more white space stands before it: byte-level tokenisers cut two newlines before a word in the middle."""
 
     def letter(byte: int) -> bool:
         return chr(byte).isalpha() and byte < 128
+
+    def plain(byte: int) -> bool:
+        return 0x20 < byte < 0x7F or 0xE4 <= byte <= 0xE9
 
     pieces, start, i = [], 0, 1
     while i + 1 < len(data):
         ends_word = (chr(data[i - 1]).isalnum() and data[i - 1] < 128) or data[i - 1] in b".,;:!?"
         if i > start and (
             (data[i] == 0x20 and letter(data[i + 1]) and ends_word)
-            or (data[i - 1] == 0x0A and letter(data[i]) and not data[max(i - 2, 0) : i - 1].isspace())
-            or (i - start >= 256 and (data[i] < 0x80 or data[i] >= 0xC0))
+            or (data[i - 1] == 0x0A and plain(data[i]) and not data[max(i - 2, 0) : i - 1].isspace())
+            or (i - start >= 1024 and (data[i] < 0x80 or data[i] >= 0xC0))
         ):
             pieces.append(data[start:i])
             start = i

@@ -35,7 +35,8 @@
  *     the function's own comment says so, outputs are left untouched, and kad_last_error() says what was wrong,
  *     naming the value and what was expected. No exception crosses this boundary and no call ends the process.
  *   - Parameter structs start with their own size. Fill them with the *_default_params() function, then change
- *     fields: a program built against an older header goes on working.
+ *     fields. A struct longer than this library knows is refused; a shorter one is completed with defaults. New fields
+ *     come at their ends; the layout of nested structs and of results changes with the major version only.
  *   - Strings are UTF-8 and NUL-terminated unless a length stands beside them. A `const char *` that a function
  *     returns belongs to the library; its comment says how long it lives.
  *   - Buffers are the caller's. `size_t` counts elements of the array beside it.
@@ -83,7 +84,7 @@ typedef enum kad_status {
     KAD_NOT_A_NUMBER        = 7,  /* a model produced NaN or infinite logits, or no possible token */
     KAD_INTERRUPTED         = 8,  /* kad_engine_cancel() or Ctrl-C; what was said so far is kept */
     KAD_LIBRARY_MISMATCH    = 9,  /* the libllama loaded is not the one this library was built against */
-    KAD_BAD_STATE           = 10, /* a call that does not fit: a step on a finished or superseded sequence */
+    KAD_BAD_STATE           = 10, /* a call that does not fit: on a sequence that a later one superseded */
     KAD_INTERNAL_ERROR      = 11, /* a defect in this library; please report it */
 } kad_status;
 
@@ -264,7 +265,8 @@ KAD_API kad_status kad_engine_open(const kad_engine_params * params, kad_engine 
 KAD_API void       kad_engine_close(kad_engine * engine); /* its sequences must be closed first */
 
 /* Stops the evaluation that is running, from any thread: the call in progress answers KAD_INTERRUPTED as soon as
- * llama.cpp looks (on CPU within milliseconds; on other backends at the end of the pass). Nothing running: no effect. */
+ * llama.cpp looks (on CPU within milliseconds; on other backends at the end of the pass). Nothing running: no effect; to
+ * end a text between two steps, do not step again. */
 KAD_API void kad_engine_cancel(kad_engine * engine);
 
 /* While an engine computes on this thread, let SIGINT (Ctrl-C) act like kad_engine_cancel(), then run the handler that
@@ -345,7 +347,8 @@ typedef struct kad_sequence_params {
     double               top_p;       /* (0, 1]; 1 = off */
     double               min_p;       /* [0, 1); 0 = off */
     int32_t              max_tokens;  /* >= 0 */
-    int32_t              mode;        /* a kad_mode; falls back to plain where the models or the rule forbid it */
+    int32_t              mode;        /* a kad_mode; falls back to lazy or plain where the models or the rule
+                                         forbid it, see kad_sequence_note() */
     int32_t              draft;       /* speculative: guesses per pass, 1 .. kad_max_draft() */
     int32_t              logprobs;    /* 1 = fill logprob and base_share (a lazy run then is a plain one) */
     size_t               n_stops;
@@ -364,7 +367,8 @@ KAD_API int32_t kad_max_draft(const kad_engine * engine);
  * the same list). Ids are copied. Evaluates nothing yet. An engine runs one sequence at a time: opening the next one
  * supersedes the last, whose later steps answer KAD_BAD_STATE; what both prompts share stays in the caches.
  *
- * KAD_INVALID_ARGUMENT; KAD_CONTEXT_TOO_SMALL when a prompt leaves no room (both numbers in the message). */
+ * KAD_INVALID_ARGUMENT; KAD_CONTEXT_TOO_SMALL when a prompt is longer than the context (both numbers in the message). One
+ * that fills it exactly is evaluated, and the text ends with KAD_FINISH_CONTEXT before its first token. */
 KAD_API kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids,
                                      size_t n_base, const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out);
 KAD_API void       kad_sequence_close(kad_sequence * sequence);
@@ -383,7 +387,7 @@ typedef struct kad_token {
 
 /* Does the next piece of work: a block of the prompt, or one round (draft, one base pass, draw, keep or correct).
  * Writes the events said, at most `capacity` (>= kad_max_draft() + 1), and their number to *n, which is 0 while the
- * prompt is evaluated. After KAD_INTERRUPTED or another failure the text so far stands, and stepping may go on. */
+ * prompt is evaluated or the text has ended. After KAD_INTERRUPTED or another failure the text so far stands, and stepping may go on. */
 KAD_API kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n);
 
 KAD_API int32_t kad_sequence_finish(const kad_sequence * sequence); /* a kad_finish */
@@ -417,6 +421,7 @@ typedef struct kad_stats {
     double  aligned_eval_s;
 } kad_stats;
 
+/* How the run went so far. KAD_BAD_STATE once a later sequence superseded this one: read it before. */
 KAD_API kad_status kad_sequence_stats(const kad_sequence * sequence, kad_stats * out);
 
 /* Why the mode that ran is not the one asked for; "" when it is. Lives as long as the sequence. */

@@ -364,6 +364,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
             if (given.temperature > 0) side.shaper = LlamaModel::samplers(given.top_k, given.top_p, given.min_p);
             if (!engine->events().shared_ids()) side.tokens = std::make_unique<TextTokens>(*engine->model(role));
         }
+        engine->current = nullptr; // the caches' last text is superseded, even if the next one fails to begin
         engine->generator().begin(*sequence, kad_mode(given.mode), size_t(given.draft));
         engine->current = sequence.get();
         *out            = sequence.release();

@@ -154,7 +154,7 @@ def measure_passes(
     fields = fields_of(params, f"{role}_params")
     threads = n_threads or default_threads()
     info = inspect_file(path)
-    kept = _kept_file(info, fields, n_ctx, threads, n_gpu_layers)
+    kept = _kept_file(info, fields, threads, n_gpu_layers)
     try:
         return PassInfo(**json.loads(kept.read_text()))
     except (OSError, ValueError, TypeError):
@@ -174,11 +174,12 @@ def measure_passes(
     return found
 
 
-def _kept_file(info: FileInfo, fields: Mapping[str, float], n_ctx: int, n_threads: int, n_gpu_layers: int) -> Path:
+def _kept_file(info: FileInfo, fields: Mapping[str, float], n_threads: int, n_gpu_layers: int) -> Path:
     library = ffi.new("kad_library_info *")
     check(lib.kad_library(library))
     status = os.stat(info.path)
     key = [
+        "measured at 24, 250, 505 and 530 cells",
         os.path.realpath(info.path),
         info.file_bytes,
         status.st_mtime_ns,
@@ -190,7 +191,6 @@ def _kept_file(info: FileInfo, fields: Mapping[str, float], n_ctx: int, n_thread
         platform.node(),
         platform.machine(),
         sorted(fields.items()),
-        min(n_ctx, 768),
         n_threads,
         n_gpu_layers,
     ]

@@ -101,7 +101,8 @@ class KadLlama:
     Parameters
     ----------
     base, aligned
-        GGUF files. `base` may be None with rule "aligned", `aligned` with rule "base".
+        GGUF files. `base` may be None with rule "aligned" (of a base that is given only the vocabulary is loaded then),
+        `aligned` with rule "base" (the text is then another one than with an aligned model, by the same law).
     rule, threshold
         Which tokens the base keeps; see ``kad_llama.RULES``. None is the rule's default.
     rule_temperature
@@ -161,7 +162,8 @@ class KadLlama:
         progress: Callable[[float], object] | None = None,
     ) -> None:
         self._engine: Any = ffi.NULL
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # whose turn it is to generate
+        self._using = threading.RLock()  # close() waits for short calls that need no turn
         self._owner: int | None = None
         self._abandoned = False
         self._stream: weakref.ref[Stream] | None = None
@@ -194,7 +196,7 @@ class KadLlama:
             fields = fields_of(given, f"{role}_params")
             if path is None:
                 continue
-            if reproducible:
+            if reproducible and not (role == "base" and rule == "aligned"):
                 threads = params.n_threads
                 found = measure_passes(
                     path, role, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=layers, params=given, progress=progress
@@ -203,6 +205,9 @@ class KadLlama:
                 fields.setdefault("type_v", lib.kad_cache_type(found.type_v.encode()))
                 setattr(params, f"max_pass_{role}", found.max_pass)
             alive += fill_model(getattr(params, role), path, layers, fields)
+        # Rule aligned never asks the base: of a base that is named all the same, the vocabulary will do.
+        self._asks_base = rule != "aligned"
+        params.base.vocab_only = not self._asks_base
         self._engine = self._open(params, progress)
         del alive
         self._vocabularies: dict[str, _Vocabulary] = {}
@@ -263,8 +268,9 @@ class KadLlama:
     @property
     def max_draft(self) -> int:
         """The longest draft, in tokens."""
-        self._need_open()
-        return int(lib.kad_max_draft(self._engine))
+        with self._using:
+            self._need_open()
+            return int(lib.kad_max_draft(self._engine))
 
     # ---- Text and tokens --------------------------------------------------------------------------------------------
 
@@ -284,10 +290,14 @@ class KadLlama:
 
     def _tokenize(self, text: str | bytes, role: Role, special: bool) -> list[int]:
         data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-        return self._ids(
-            lambda ids, n, size: lib.kad_tokenize(self._engine, _ROLES[role], data, len(data), special, ids, n, size),
-            len(data) + 16,
-        )
+        with self._using:
+            self._need_open()
+            return self._ids(
+                lambda ids, n, size: lib.kad_tokenize(
+                    self._engine, _ROLES[role], data, len(data), special, ids, n, size
+                ),
+                len(data) + 16,
+            )
 
     @staticmethod
     def _ids(call: Callable[[Any, int, Any], int], guess: int = 1024) -> list[int]:
@@ -309,8 +319,10 @@ class KadLlama:
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or not -(2**31) <= token < 2**31:
             raise InvalidArgumentError(f"token is {token!r}; expected the id of a token")
         data, size = ffi.new("const char **"), ffi.new("size_t *")
-        check(lib.kad_token_bytes(self._engine, _ROLES[role], token, data, size, ffi.NULL))
-        return bytes(ffi.buffer(data[0], size[0]))
+        with self._using:
+            self._need_open()
+            check(lib.kad_token_bytes(self._engine, _ROLES[role], token, data, size, ffi.NULL))
+            return bytes(ffi.buffer(data[0], size[0]))
 
     def prompt(self, prompt: Messages, raw: bool = False) -> prompts.Prompt:
         """Return the text and the ids that each model starts from, and the stop strings of the base's transcript."""
@@ -318,7 +330,7 @@ class KadLlama:
         aligned = self._vocabularies.get("aligned")
         return prompts.build(
             prompt,
-            vocab_base=self._vocabularies.get("base"),
+            vocab_base=self._vocabularies.get("base") if self._asks_base else None,
             vocab_aligned=aligned,
             equal=self.vocab.equal,
             aligned_template=aligned.chat_template if aligned else None,
@@ -379,7 +391,8 @@ class KadLlama:
         StateError
             After `close`, or while a stream is open in this thread.
         KeyboardInterrupt
-            On Ctrl-C, within a pass where the backend can stop; the instance stays usable.
+            On Ctrl-C, within a pass where the backend can stop, whatever the program's own handler does; the instance
+            stays usable. This and every error in mid-text has the text so far as its attribute `partial`, a `Generation`.
         """
         stream = self.stream(
             prompt,
@@ -396,9 +409,13 @@ class KadLlama:
             raw=raw,
             text_number=text_number,
         )
-        with stream:
-            for _ in stream:
-                pass
+        try:
+            with stream:
+                for _ in stream:
+                    pass
+        except BaseException as error:
+            error.partial = stream.partial  # type: ignore[attr-defined]
+            raise
         return stream.result
 
     def stream(
@@ -514,7 +531,7 @@ class KadLlama:
             stream = self._stream() if self._stream is not None else None
             if stream is not None:
                 stream.close()
-        with self._lock:
+        with self._lock, self._using:
             engine, self._engine = self._engine, ffi.NULL
             lib.kad_engine_close(engine)
 

@@ -114,6 +114,9 @@ class Stream:
 
     def __init__(self, engine: Any, prompt: Prompt, settings: Settings, release: Callable[[], None]) -> None:
         self._start = time.perf_counter()
+        self._lock = threading.RLock()  # one thread at a time reads, closes or asks
+        self._ending = threading.Lock()  # the engine may be cancelled only while this text is open
+        self._closing = False
         self._engine = engine
         self._settings = settings
         self._release: Callable[[], None] | None = None
@@ -153,20 +156,24 @@ class Stream:
         return self
 
     def __next__(self) -> Token:
-        while not self._ready:
-            if self._sequence == ffi.NULL:
-                raise StopIteration
-            self._step()
-        return self._ready.popleft()
+        with self._lock:
+            while not self._ready:
+                if self._closing:
+                    self._end(interrupted=True)
+                if self._sequence == ffi.NULL:
+                    raise StopIteration
+                self._step()
+            return self._ready.popleft()
 
     def _step(self) -> None:
         """One piece of work: a block of the prompt, or one round."""
         count = ffi.new("int32_t *")
         try:
-            # Python runs signal handlers in the main thread, after the call: there Ctrl-C is let into the call.
-            main = threading.current_thread() is threading.main_thread()
-            lib.kad_engine_catch_sigint(self._engine, main)
-            check(lib.kad_sequence_step(self._sequence, self._buffer, len(self._buffer), count))
+            self._let_interrupt_in()
+            status = lib.kad_sequence_step(self._sequence, self._buffer, len(self._buffer), count)
+            if status == lib.KAD_INTERRUPTED and self._closing:
+                return self._end(interrupted=True)  # close() in another thread
+            check(status)
             for i in range(count[0]):
                 self._hold(self._buffer[i])
             ended = lib.kad_sequence_finish(self._sequence) != lib.KAD_FINISH_NONE
@@ -176,6 +183,11 @@ class Stream:
             raise
         if ended:
             self._end(interrupted=False)
+
+    def _let_interrupt_in(self) -> None:
+        """Python runs signal handlers in the main thread, after a call: there Ctrl-C is let into the call."""
+        main = threading.current_thread() is threading.main_thread()
+        lib.kad_engine_catch_sigint(self._engine, main)
 
     def _hold(self, said: Any) -> None:
         self._bytes += said.n_bytes
@@ -218,14 +230,29 @@ class Stream:
         """Return both models' rows at the next position, `n` events each."""
         base, aligned = np.empty(n, np.float32), np.empty(n, np.float32)
         pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in (base, aligned)]
-        check(lib.kad_sequence_rows(self._sequence, *pointers, n))
+        with self._lock:
+            if self._sequence == ffi.NULL:
+                raise StateError("this stream has ended; its rows are gone")
+            self._let_interrupt_in()
+            check(lib.kad_sequence_rows(self._sequence, *pointers, n))
         return base, aligned
 
     # ---- Ending -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the text here, if it goes on, and free the instance for the next call. May be called again."""
-        self._end(interrupted=True)
+        """End the text here, if it goes on, and free the instance for the next call. May be called again.
+
+        From another thread it stops the evaluation that runs; the thread that reads the stream comes to its end.
+        """
+        self._closing = True
+        while not self._lock.acquire(timeout=0.01):
+            with self._ending:
+                if self._sequence != ffi.NULL:
+                    lib.kad_engine_cancel(self._engine)
+        try:
+            self._end(interrupted=True)
+        finally:
+            self._lock.release()
 
     def _end(self, interrupted: bool) -> None:
         if self._sequence == ffi.NULL:
@@ -235,7 +262,8 @@ class Stream:
                 self._settle(ended=True)
             self._result = self._summary(interrupted)
         finally:
-            sequence, self._sequence = self._sequence, ffi.NULL
+            with self._ending:
+                sequence, self._sequence = self._sequence, ffi.NULL
             lib.kad_sequence_close(sequence)
             if self._release is not None:
                 release, self._release = self._release, None
@@ -244,7 +272,8 @@ class Stream:
     @property
     def stats(self) -> Stats:
         """The statistics so far; those of the result once the stream has ended."""
-        return self._read_stats() if self._result is None else self._result.stats
+        with self._lock:
+            return self._read_stats() if self._result is None else self._result.stats
 
     def _read_stats(self) -> Stats:
         c = ffi.new("kad_stats *")
@@ -280,6 +309,11 @@ class Stream:
             reason = "stop"
         joined = "".join(token.text for token in self._tokens)
         return Generation(joined, list(self._tokens), reason, self._settings.seed, self._read_stats())
+
+    @property
+    def partial(self) -> Generation | None:
+        """The `Generation` as far as it went, once the stream has ended in whatever way; None before."""
+        return self._result
 
     @property
     def result(self) -> Generation:

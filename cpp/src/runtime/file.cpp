@@ -203,9 +203,17 @@ static uint64_t available_main_memory() {
         unsigned long long kibibytes;
         if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kibibytes) == 1) available = uint64_t(kibibytes) << 10;
     }
-    uint64_t limit = 0, used = 0;
+    // What a group has in its page cache is given back when it is needed: model files read before, above all.
+    uint64_t      limit = 0, used = 0, cached = 0;
+    std::ifstream statistics("/sys/fs/cgroup/memory.stat");
+    for (std::string line; std::getline(statistics, line);) {
+        unsigned long long bytes;
+        if (std::sscanf(line.c_str(), "inactive_file %llu", &bytes) == 1) cached += bytes;
+        if (std::sscanf(line.c_str(), "active_file %llu", &bytes) == 1) cached += bytes;
+    }
     if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit && std::ifstream("/sys/fs/cgroup/memory.current") >> used &&
         available) {
+        used -= std::min(used, cached);
         available = std::min(available, limit > used ? limit - used : 0);
     }
     if (available) return available;

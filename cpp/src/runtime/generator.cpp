@@ -251,6 +251,9 @@ bool Generator::say(Sequence & sequence, Token event, Said & said) {
         }
     } else {
         if (unfinished(said.bytes)) ended = finish_character(sequence, event, said);
+        // A character that the context has no room to finish is not said.
+        for (const Side & side : sequence.sides)
+            fits = fits && (!side.active || side.context.size() <= settings_.n_ctx);
         const std::string text = sequence.text + said.bytes;
         for (Side & side : sequence.sides) {
             if (!side.active) continue;

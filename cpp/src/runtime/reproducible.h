@@ -12,7 +12,7 @@ struct PassInfo {
 };
 
 // Tries cache types (or only those named in the options' fields) and keeps the one with the longest passes. Makes and frees
-// contexts of the model; `n_ctx` bounds how far it looks. `progress`, which may be empty, hears the fraction done between
+// contexts of the model, of a fixed size. `progress`, which may be empty, hears the fraction done between
 // passes and may answer false to give up (KAD_INTERRUPTED).
 PassInfo measure_passes(LlamaModel & model, const ModelOptions & options, const ContextOptions & context,
                         const std::atomic<bool> * cancel, const std::function<bool(double)> & progress);

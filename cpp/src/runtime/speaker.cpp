@@ -78,6 +78,7 @@ void Speaker::store(const float * logits, size_t length) {
 
 bool Speaker::prefill(const std::vector<Token> & prompt) {
     const size_t n = prompt.size();
+    n_prompt_      = n;
     if (!started_) {
         const size_t common = common_prefix(prompt);
         if (reproducible_) {
@@ -94,12 +95,17 @@ bool Speaker::prefill(const std::vector<Token> & prompt) {
     }
     if (tokens_.size() == n && has_row(n)) return true;
     if (tokens_.size() >= n) rewind(n - 1); // interrupted between evaluation and row
-    const size_t at        = tokens_.size();
-    const size_t block     = reproducible_ ? std::min(BLOCK, model_.max_batch()) : model_.max_batch();
-    const size_t count_now = std::min(block, n - at);
-    const bool   last      = at + count_now == n;
-    evaluate(prompt.data() + at, count_now, last ? 1 : 0);
-    if (blocks_ == at && count_now == BLOCK) blocks_ = at + BLOCK;
+    return evaluate_block(prompt, 1);
+}
+
+// The next block of the prompt, with rows after its last n_rows tokens if it is the last; true when it is.
+bool Speaker::evaluate_block(const std::vector<Token> & context, size_t n_rows) {
+    const size_t at = tokens_.size();
+    const size_t block =
+        std::min(reproducible_ ? std::min(BLOCK, model_.max_batch()) : model_.max_batch(), n_prompt_ - at);
+    const bool last = at + block == n_prompt_;
+    evaluate(context.data() + at, block, last ? std::min(n_rows, block) : 0);
+    if (blocks_ == at && block == BLOCK) blocks_ = at + BLOCK;
     return last;
 }
 
@@ -111,6 +117,8 @@ Row & Speaker::rows(const std::vector<Token> & context, size_t from) {
     while (from <= n && has_row(from)) ++from;
     if (from > n) return row_at(n);
     rewind(from - 1);
+    // A cache that could not rewind lacks the prompt too: it comes back in the blocks that it came in.
+    while (tokens_.size() < n_prompt_) evaluate_block(context, from > n_prompt_ ? 0 : n_prompt_ - (from - 1));
     // What the cache lacks, in passes of at most max_pass_. Rows are wanted after the tokens from-1 .. n-1.
     for (size_t at = tokens_.size(); at < n; at = tokens_.size()) {
         const size_t pass = std::min(max_pass_, n - at);

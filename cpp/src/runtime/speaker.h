@@ -74,13 +74,15 @@ private:
     bool               reproducible_;
     size_t             max_pass_;
     Reading            reading_;
-    std::vector<Token> tokens_;      // what the cache holds
-    size_t             blocks_  = 0; // tokens of it that were evaluated as whole prompt blocks
-    size_t             cached_  = 0;
-    bool               started_ = false; // prefill() has chosen what to reuse
-    std::vector<Row>   rows_;            // slot length % size
+    std::vector<Token> tokens_;       // what the cache holds
+    size_t             blocks_   = 0; // tokens of it that were evaluated as whole prompt blocks
+    size_t             cached_   = 0;
+    size_t             n_prompt_ = 0;
+    bool               started_  = false; // prefill() has chosen what to reuse
+    std::vector<Row>   rows_;             // slot length % size
     Distribution       own_;
 
+    bool   evaluate_block(const std::vector<Token> & context, size_t n_rows);
     void   rewind(size_t keep);
     void   evaluate(const Token * tokens, size_t n, size_t n_rows);
     void   store(const float * logits, size_t length);

@@ -177,13 +177,19 @@ static bool space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 static bool ends_word(char c) { return letter(c) || (c >= '0' && c <= '9') || std::strchr(".,;:!?", c) != nullptr; }
 
+// The first byte of a character that is surely no white space: ASCII, or U+4000 to U+9FFF.
+static bool plain(char c) {
+    const unsigned char byte = static_cast<unsigned char>(c);
+    return (byte > 0x20 && byte < 0x7F) || (byte >= 0xE4 && byte <= 0xE9);
+}
+
 size_t next_cut(const std::string & text, size_t from) {
-    constexpr size_t LONGEST = 256;
+    constexpr size_t LONGEST = 1024;
     for (size_t i = from + 1; i + 1 < text.size(); ++i) {
         if (text[i] == ' ' && letter(text[i + 1]) && text[i - 1] && ends_word(text[i - 1])) return i;
         // Not after further white space: pre-tokenisers split "\n\nWord" before the last line break, not after it.
         const bool lone_break = text[i - 1] == '\n' && !(i >= 2 && space(text[i - 2]));
-        if (lone_break && letter(text[i])) return i;
+        if (lone_break && plain(text[i])) return i;
         if (i - from >= LONGEST) {
             // No word ended: cut at the start of the next character.
             const unsigned char c = static_cast<unsigned char>(text[i]);

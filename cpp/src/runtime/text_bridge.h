@@ -69,7 +69,8 @@ private:
 
 // A model's own tokenisation of the text so far: a function of the text, whoever said what. The text is cut where a word
 // begins after a word, or a line after a single line break (positions that the text alone determines and that tokenisers respect),
-// and after 256 bytes at the latest; pieces are tokenised apart, so the cost of an event does not grow with the text.
+// and after 1,024 bytes
+// at the latest (there a tokeniser may have joined what the cut parts); pieces are tokenised apart, so the cost of an event does not grow with the text.
 class TextTokens {
 public:
     explicit TextTokens(const Vocabulary & vocabulary) : vocabulary_(vocabulary) {}

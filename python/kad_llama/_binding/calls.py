@@ -55,7 +55,8 @@ class Progress:
         check(status)
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+# Python may raise Ctrl-C on the way into the function, before any line of it runs: that ends the loading as well.
+@ffi.def_extern(error=0, onerror=lambda kind, value, trace: None)  # type: ignore[untyped-decorator]
 def kad_python_progress(fraction: float, user_data: Any) -> int:
     report: Progress = ffi.from_handle(user_data)
     try:

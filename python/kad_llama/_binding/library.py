@@ -16,7 +16,7 @@ from kad_llama.errors import LibraryMismatchError
 _PACKAGE = "llama-cpp-python"
 _PATH_VARIABLE = "LLAMA_CPP_LIB_PATH"
 _REBUILD = (
-    "pip install scikit-build-core && pip install --force-reinstall --no-deps --no-build-isolation .   "
+    "pip install scikit-build-core cffi cmake ninja && pip install --force-reinstall --no-deps --no-build-isolation .   "
     "(in kad-llama's source folder)"
 )
 _loaded: tuple[Any, Any] | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad_llama.cli import arguments as flags
 from kad_llama.cli import output
-from kad_llama.errors import PromptError
+from kad_llama.errors import KadError, PromptError
 
 if TYPE_CHECKING:
     from kad_llama.generation import Generation
@@ -118,4 +118,7 @@ def _collect(kad: KadLlama, prompt: str | list[dict[str, str]], keywords: dict[s
                 pass
     except KeyboardInterrupt:
         return stream.result, True
+    except KadError as error:  # what was said is not lost
+        output.dump(output.generation_object(stream.result) | {"error": str(error)})
+        raise
     return stream.result, False

@@ -135,9 +135,11 @@ def _add_speed(result: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--draft", type=int, default=3, metavar="N", help="tokens guessed ahead (default 3); 0 = lazy, no guesses"
     )
-    group.add_argument("--no-spec", action="store_true", help="plain: both models at every token")
     group.add_argument(
-        "--reproducible", action="store_true", help="the text does not depend on --draft, --no-spec or what ran before"
+        "--no-spec", action="store_true", help="plain: both models at every token; with --rule base, the base alone"
+    )
+    group.add_argument(
+        "--reproducible", action="store_true", help="the text does not depend on the mode, --draft, or what ran before"
     )
 
 
