@@ -52,7 +52,8 @@ def prompt_of(kad: KadLlama, n_tokens: int, task: str = "Tell me how this story 
     low, high = 1, len(words)
     while low < high:
         middle = (low + high) // 2
-        if len(kad.prompt(" ".join(words[:middle])).base_ids or []) < n_tokens:
+        prompt = kad.prompt(" ".join(words[:middle]))
+        if len(prompt.base_ids or prompt.aligned_ids or []) < n_tokens:
             low = middle + 1
         else:
             high = middle

@@ -505,7 +505,8 @@ def test_first_position_is_the_mixture(pair: str, rule: str, request: pytest.Fix
     with KadLlama(*files, n_ctx=64, n_threads=1) as kad:  # rule "aligned" never asks the base
         base, aligned = kad.next_logits(PROMPT, raw=True)
     with KadLlama(*files, rule=rule, n_ctx=64, n_threads=1) as kad:
-        assert base.shape == aligned.shape == (kad.vocab.n_events,)
+        if rule != "aligned":  # which writes its own ids: the base is not loaded
+            assert base.shape == aligned.shape == (kad.vocab.n_events,)
         for temperature in (0.7, 1.0):
             pi = mixture(base, aligned, rule=rule, temperature=temperature)
             logs = set()
