@@ -90,7 +90,9 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
 }
 
-Row & Generator::row(Sequence & sequence, kad_role role) { return speakers_[role]->row(sequence.sides[role].context); }
+Row & Generator::row(Sequence & sequence, kad_role role, size_t ahead) {
+    return speakers_[role]->row(sequence.sides[role].context, sequence.events + ahead);
+}
 
 bool Generator::prefill(Sequence & sequence) {
     for (const kad_role role : ROLES) {
@@ -165,7 +167,7 @@ void Generator::guess(Sequence & sequence, size_t n) {
     try {
         for (size_t i = 0; i < n; ++i) {
             const Token x =
-                row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL));
+                row(sequence, KAD_ROLE_ALIGNED, i).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL));
             guesses_.push_back(x);
             if (events_.ends(x)) break;
             side.context.push_back(x);
@@ -295,7 +297,7 @@ bool Generator::finish_character(Sequence & sequence, Token event, Said & said) 
         side.context.push_back(events_.id(role, event));
         for (uint64_t i = 0; unfinished(said.bytes) && side.context.size() <= settings_.n_ctx; ++i) {
             double      logprob;
-            const Token id = speaker.draw_own(speaker.row(side.context),
+            const Token id = speaker.draw_own(speaker.row(side.context, sequence.events),
                                               sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
             said.logprob += logprob;
             const Token further = events_.event(role, id);

@@ -56,7 +56,8 @@ private:
     bool   say(Sequence & sequence, Token event, Said & said);
     bool   finish_character(Sequence & sequence, Token event, Said & said);
     void   close(Sequence & sequence);
-    Row &  row(Sequence & sequence, kad_role role);
+    // The row after this role's context, for the event that comes `ahead` events after the next.
+    Row & row(Sequence & sequence, kad_role role, size_t ahead = 0);
 };
 
 } // namespace kad

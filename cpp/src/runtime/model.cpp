@@ -462,7 +462,7 @@ public:
     explicit Samplers(llama_sampler * chain) : chain_(chain) {}
     ~Samplers() override { llama_sampler_free(chain_); }
 
-    void shape(const float * logits, float * shaped, size_t n) override {
+    void shape(const Token *, size_t, uint64_t, const float * logits, float * shaped, size_t n) override {
         candidates_.clear();
         for (size_t i = 0; i < n; ++i) {
             if (logits[i] != -INFINITY) candidates_.push_back({ llama_token(i), logits[i], 0 });

@@ -142,6 +142,11 @@ void EventSpace::prepare(kad_role role, const float * logits, float * out) const
     out[side.ends[0]] = float(folded);
 }
 
+Token EventSpace::folded(kad_role role, Token id) const {
+    const Side & side = sides_[role];
+    return size_t(id) < side.n && end_ >= 0 && side.event_of[size_t(id)] == end_ ? side.ends[0] : id;
+}
+
 void EventSpace::project(kad_role role, const float * row, float * out) const {
     const Side & side = sides_[role];
     if (shared_ids_) {

@@ -35,6 +35,9 @@ public:
     void   prepare(kad_role role, const float * logits, float * out) const;
     size_t row_size(kad_role role) const { return sides_[role].n; }
 
+    // The id of `role` whose logit stands for `id` in a prepared row: the lowest end of generation for any of them.
+    Token folded(kad_role role, Token id) const;
+
     // A prepared (perhaps shaped) row over events: equal bytes are one event with summed probability, standing at the
     // lowest of its ids, base ids before aligned ones. With shared ids this is a copy. out has size() floats.
     void project(kad_role role, const float * row, float * out) const;
