@@ -467,11 +467,13 @@ typedef struct kad_stats {
     int32_t drafted;               /* guesses that an outcome was compared with */
     int32_t accepted;              /* of them right */
     int32_t aligned_tokens;        /* events said by the aligned model */
-    double  deferred_mass;         /* mean alpha over the events */
+    double  deferred_mass;         /* mean alpha over the events; NaN under implicit-reward */
     double  prompt_s;              /* until both prompts were evaluated */
     double  generate_s;            /* after that, inside kad_sequence_step */
     double  base_eval_s;           /* of generate_s: in llama_decode + llama_synchronize of the base */
     double  aligned_eval_s;
+    int32_t reference_passes;
+    double  reference_eval_s;
 } kad_stats;
 
 /* How the run went so far. KAD_BAD_STATE once a later sequence superseded this one: read it before. */

@@ -12,8 +12,6 @@
 
 namespace kad {
 
-static const char * role_name(kad_role role) { return role == KAD_ROLE_BASE ? "base" : "aligned"; }
-
 // ---- llama.cpp's own fields, by name ---------------------------------------------------------------------------------
 
 namespace {
