@@ -27,6 +27,8 @@ struct Item {
 using Alternative = std::vector<Item>;
 
 struct Rule {
+    explicit Rule(const std::string & name) : name(name) {}
+
     std::string              name;
     bool                     defined = false;
     std::vector<Alternative> alternatives;
@@ -108,7 +110,7 @@ private:
     size_t named(const std::string & name) {
         const auto [found, fresh] = ids_.emplace(name, rules_.size());
         if (fresh) {
-            rules_.push_back({ name });
+            rules_.emplace_back(name);
             ++symbols_;
         }
         return found->second;
@@ -192,7 +194,7 @@ private:
         const size_t before = symbols_;
         Item         item;
         item.rule = rules_.size();
-        rules_.push_back({ name });
+        rules_.emplace_back(name);
         ++symbols_;
         alternatives(item.rule, depth + 1);
         if (peek() != ')') fail("expected )");
