@@ -386,9 +386,10 @@ typedef struct kad_sequence_params {
     double               dry_multiplier;    /* >= 0; 0 = off */
     double               dry_base;          /* >= 1 */
     int32_t              dry_allowed_length; /* >= 0 */
-    int32_t              dry_last_n;        /* tokens that DRY looks back; -1 = the whole context */
-    size_t               n_dry_breakers;
-    const char * const * dry_breakers;      /* NULL = llama.cpp's: line break, colon, double quote, asterisk */
+    int32_t              dry_penalty_last_n; /* tokens that DRY looks back; -1 = the whole context */
+    size_t               n_dry_sequence_breakers;
+    const char * const * dry_sequence_breakers; /* at most 40 bytes each; NULL = llama.cpp's: line break, colon, double quote,
+                                                   asterisk */
     double               xtc_probability;   /* [0, 1]; 0 = off. Its coin is keyed by (seed, text number, event, speaker) */
     double               xtc_threshold;     /* [0, 1] */
     size_t               n_biases;

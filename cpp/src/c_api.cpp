@@ -102,12 +102,47 @@ void in_range(const char * name, Number value, bool ok, const char * expected) {
                 std::string(name) + " " + shown(double(value)) + " is out of range; expected " + expected);
 }
 
+SamplerSettings sampler_settings(const kad_sequence_params & params) {
+    SamplerSettings s;
+    if (params.n_biases) {
+        need(params.bias_texts, "bias_texts");
+        need(params.biases, "biases");
+    }
+    for (size_t i = 0; i < params.n_biases; ++i) {
+        need(params.bias_texts[i], "a bias text");
+        s.logit_bias.emplace_back(params.bias_texts[i], params.biases[i]);
+    }
+    s.repeat_last_n      = params.repeat_last_n;
+    s.repeat_penalty     = params.repeat_penalty;
+    s.frequency_penalty  = params.frequency_penalty;
+    s.presence_penalty   = params.presence_penalty;
+    s.dry_multiplier     = params.dry_multiplier;
+    s.dry_base           = params.dry_base;
+    s.dry_allowed_length = params.dry_allowed_length;
+    s.dry_penalty_last_n = params.dry_penalty_last_n;
+    if (params.dry_sequence_breakers) s.dry_sequence_breakers.clear();
+    for (size_t i = 0; params.dry_sequence_breakers && i < params.n_dry_sequence_breakers; ++i) {
+        need(params.dry_sequence_breakers[i], "a DRY sequence breaker");
+        s.dry_sequence_breakers.emplace_back(params.dry_sequence_breakers[i]);
+    }
+    s.top_k           = params.top_k;
+    s.typical_p       = params.typical_p;
+    s.top_p           = params.top_p;
+    s.min_p           = params.min_p;
+    s.xtc_probability = params.xtc_probability;
+    s.xtc_threshold   = params.xtc_threshold;
+    check_samplers(s);
+    return s;
+}
+
 void check_sampling(const kad_sequence_params & params, size_t max_draft) {
     in_range("temperature", params.temperature, params.temperature >= 0 && std::isfinite(params.temperature),
              "a finite value >= 0");
-    in_range("top_k", params.top_k, params.top_k >= 0, "0 (off) or more");
-    in_range("top_p", params.top_p, params.top_p > 0 && params.top_p <= 1, "0 < top_p <= 1 (1 is off)");
-    in_range("min_p", params.min_p, params.min_p >= 0 && params.min_p < 1, "0 <= min_p < 1 (0 is off)");
+    if (params.mirostat != 0) {
+        throw Error(KAD_INVALID_ARGUMENT, "mirostat " + std::to_string(params.mirostat) +
+                                              " is not possible: it draws for itself and moves its target by what it "
+                                              "drew, here two models and a rule decide; expected 0 (off)");
+    }
     in_range("max_tokens", params.max_tokens, params.max_tokens >= 0, "0 or more");
     in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_PLAIN, "a kad_mode");
     if (params.mode == KAD_MODE_SPECULATIVE && (params.draft < 1 || size_t(params.draft) > max_draft)) {
@@ -338,6 +373,13 @@ kad_sequence_params kad_sequence_default_params(void) {
     params.max_tokens          = 256;
     params.mode                = KAD_MODE_SPECULATIVE;
     params.draft               = 3;
+    params.typical_p           = 1;
+    params.repeat_penalty      = 1;
+    params.repeat_last_n       = 64;
+    params.dry_base            = 1.75;
+    params.dry_allowed_length  = 2;
+    params.dry_penalty_last_n  = -1;
+    params.xtc_threshold       = 0.1;
     return params;
 }
 
@@ -350,6 +392,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         need(out, "out");
         const kad_sequence_params given = completed(params, kad_sequence_default_params(), "params");
         check_sampling(given, engine->generator().max_draft());
+        const SamplerSettings samplers = sampler_settings(given);
         rule_temperature(engine->options().rule, given.temperature); // refuses "sampling" at temperature 0
 
         auto sequence         = std::make_unique<kad_sequence>();
@@ -366,8 +409,8 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         for (const kad_role role : ROLES) {
             Side & side = sequence->sides[role];
             if (!engine->speaks(role)) continue;
-            // At temperature 0 the best token is said, whatever truncation keeps beside it.
-            if (given.temperature > 0) side.shaper = LlamaModel::samplers(given.top_k, given.top_p, given.min_p);
+            side.shaper = make_samplers(samplers, *engine->model(role), engine->events(), role, given.temperature,
+                                        sequence->coins);
             if (!engine->events().shared_ids()) side.tokens = std::make_unique<TextTokens>(*engine->model(role));
         }
         engine->current = nullptr; // the caches' last text is superseded, even if the next one fails to begin

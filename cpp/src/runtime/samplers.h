@@ -17,21 +17,21 @@ class LlamaModel;
 // What kad_sequence_params says of samplers, owned. Defaults are off.
 struct SamplerSettings {
     std::vector<std::pair<std::string, double>> logit_bias; // text of one token -> added to its logit; -inf bans it
-    int32_t                                     repeat_last_n      = 64; // -1: the whole context
-    double                                      repeat_penalty     = 1;
-    double                                      frequency_penalty  = 0;
-    double                                      presence_penalty   = 0;
-    double                                      dry_multiplier     = 0;
-    double                                      dry_base           = 1.75;
-    int32_t                                     dry_allowed_length = 2;
-    int32_t                                     dry_last_n         = -1; // -1: the whole context
-    std::vector<std::string>                    dry_breakers       = { "\n", ":", "\"", "*" };
-    int32_t                                     top_k              = 0;
-    double                                      typical_p          = 1;
-    double                                      top_p              = 1;
-    double                                      min_p              = 0;
-    double                                      xtc_probability    = 0;
-    double                                      xtc_threshold      = 0.1;
+    int32_t                                     repeat_last_n         = 64; // -1: the whole context
+    double                                      repeat_penalty        = 1;
+    double                                      frequency_penalty     = 0;
+    double                                      presence_penalty      = 0;
+    double                                      dry_multiplier        = 0;
+    double                                      dry_base              = 1.75;
+    int32_t                                     dry_allowed_length    = 2;
+    int32_t                                     dry_penalty_last_n    = -1; // -1: the whole context
+    std::vector<std::string>                    dry_sequence_breakers = { "\n", ":", "\"", "*" };
+    int32_t                                     top_k                 = 0;
+    double                                      typical_p             = 1;
+    double                                      top_p                 = 1;
+    double                                      min_p                 = 0;
+    double                                      xtc_probability       = 0;
+    double                                      xtc_threshold         = 0.1;
 };
 
 // Throws KAD_INVALID_ARGUMENT by name and value.

@@ -151,6 +151,15 @@ Token EventSpace::folded(kad_role role, Token id) const {
     return size_t(id) < side.n && end_ >= 0 && side.event_of[size_t(id)] == end_ ? side.ends[0] : id;
 }
 
+bool EventSpace::spells_end(const std::string & text) const {
+    for (const Side & side : sides_) {
+        for (const Token id : side.ends) {
+            if (side.vocabulary->kind(id) == TokenKind::End && side.vocabulary->bytes(id) == text) return true;
+        }
+    }
+    return false;
+}
+
 void EventSpace::project(kad_role role, const float * row, float * out) const {
     const Side & side = sides_[role];
     if (shared_ids_) {

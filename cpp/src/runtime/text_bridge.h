@@ -40,6 +40,11 @@ public:
     // The id of `role` whose logit stands for `id` in a prepared row: the lowest end of generation for any of them.
     Token folded(kad_role role, Token id) const;
 
+    // Where a prepared row of `role` has its end of generation; -1 when it has none.
+    Token end_id(kad_role role) const { return sides_[role].ends.empty() ? -1 : sides_[role].ends[0]; }
+    // Is text the spelling of an end of generation of either model?
+    bool spells_end(const std::string & text) const;
+
     // A prepared (perhaps shaped) row over events: equal bytes are one event with summed probability, standing at the
     // lowest of its ids, base ids before aligned ones. With shared ids this is a copy. out has size() floats.
     void project(kad_role role, const float * row, float * out) const;
