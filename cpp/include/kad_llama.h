@@ -116,12 +116,23 @@ KAD_API kad_status kad_library_check(void);
 
 /* ---- Rules: which tokens does the base keep? -------------------------------------------------------------------- */
 
+/* t is the threshold. Most rules choose S, what the base keeps. Under the token rules roles are exchanged: the aligned model
+ * speaks first and keeps T, and pi(v) = q(v) [v in T] + (1 - q(T)) p(v). implicit-reward has no set. */
 typedef enum kad_rule_kind {
-    KAD_RULE_DUAL    = 0, /* S = {v : p(v) >= threshold} */
-    KAD_RULE_PRIMAL  = 1, /* S = smallest set of most probable tokens with mass >= 1 - threshold */
-    KAD_RULE_NUDGING = 2, /* S = everything if max p >= threshold, else nothing */
-    KAD_RULE_BASE    = 3, /* S = everything: pi = p */
-    KAD_RULE_ALIGNED = 4, /* S = nothing: pi = q */
+    KAD_RULE_DUAL            = 0,  /* S = {v : p(v) >= t} */
+    KAD_RULE_PRIMAL          = 1,  /* S = smallest set of most probable tokens with mass >= 1 - t */
+    KAD_RULE_EXACT           = 2,  /* S = complement of the set of mass <= t with the largest sum of -p log p */
+    KAD_RULE_NUDGING         = 3,  /* S = everything if max p >= t, else nothing */
+    KAD_RULE_BET             = 4,  /* S = {v : p(v) >= max q - t} */
+    KAD_RULE_CHOW            = 5,  /* S = nothing if max q >= 1 - t, else everything */
+    KAD_RULE_DIFF            = 6,  /* S = nothing if max q >= max p - t, else everything */
+    KAD_RULE_OPT             = 7,  /* S = nothing if max q >= max p - t TV(p, q), else everything */
+    KAD_RULE_TOKEN_V1        = 8,  /* T = {v : q(v) >= max p - t} */
+    KAD_RULE_TOKEN_V2        = 9,  /* T = {v : p(v) >= max p - t} */
+    KAD_RULE_TOKEN_V3        = 10, /* T = {v : p(v) >= (1 - t) max p} */
+    KAD_RULE_IMPLICIT_REWARD = 11, /* pi proportional to p (q / r)^t, r the reference model */
+    KAD_RULE_BASE            = 12, /* S = everything: pi = p */
+    KAD_RULE_ALIGNED         = 13, /* S = nothing: pi = q */
 } kad_rule_kind;
 
 /* The temperature value that means: decide the rule on the distributions as sampled (cooled, not truncated). */
@@ -132,7 +143,8 @@ typedef struct kad_rule {
     int32_t kind;        /* a kad_rule_kind */
     double  threshold;   /* the rule's one parameter, within kad_rule_info's range; ignored by base and aligned */
     double  temperature; /* the rule compares probabilities at this temperature: > 0, default 1, or
-                            KAD_RULE_TEMPERATURE_SAMPLING (then the sampling temperature must not be 0) */
+                            KAD_RULE_TEMPERATURE_SAMPLING (then the sampling temperature must not be 0). 1 under
+                            implicit-reward, which compares nothing */
 } kad_rule;
 
 /* A row of the table of rules. Static strings. */
@@ -143,6 +155,8 @@ typedef struct kad_rule_info {
     double       threshold; /* default */
     double       low, high; /* the closed range of the threshold; both 0 where there is none */
     int32_t      lazy;      /* 1 when most events need p alone, so that lazy runs are possible */
+    int32_t      exchanged; /* 1 for the token rules: the aligned model keeps, the base gets what is deferred */
+    int32_t      reference; /* 1 when a reference model is needed (and one vocabulary for all) */
 } kad_rule_info;
 
 /* Number of rules; rule `kind` (0 .. count-1) into *out. KAD_INVALID_ARGUMENT outside. */
@@ -156,41 +170,46 @@ KAD_API kad_status kad_rule_named(const char * name, kad_rule * out);
  * Pure functions of their arguments: no model, no state. A row has n float logits over one vocabulary; -inf is
  * probability zero; NaN, +inf and a row of nothing but -inf are KAD_NOT_A_NUMBER.                                    */
 
-/* pi of one pair of rows, as sampled at `temperature` (>= 0; 0 = each speaker's best token, ties to the lowest id)
- * under `rule`, into pi[n]. Sums to 1. */
-KAD_API kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
-                               double temperature, double * pi);
+/* pi of one position, as sampled at `temperature` (>= 0; 0 = each speaker's best token, ties to the lowest id)
+ * under `rule`, into pi[n]. Sums to 1. reference_logits: NULL unless the rule is implicit-reward; then `temperature` applies
+ * to log pi, and rows without a token that all three can say are KAD_NOT_A_NUMBER. */
+KAD_API kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits,
+                               const float * reference_logits, size_t n, double temperature, double * pi);
 
-/* d of one pair of rows into deferred[n]: 1 where the token is handed to the aligned model, 0 where the base keeps it.
- * Depends on the rule, not on how a speaker speaks; `temperature` matters only for KAD_RULE_TEMPERATURE_SAMPLING. */
+/* d of one pair of rows into deferred[n]: 1 where the token is deferred to the other model, 0 where it is kept (in S; under the
+ * token rules in T). Depends on the rule, not on how a speaker speaks; `temperature` matters only for
+ * KAD_RULE_TEMPERATURE_SAMPLING. KAD_INVALID_ARGUMENT for implicit-reward, which keeps no set. */
 KAD_API kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
                                 double temperature, uint8_t * deferred);
 
-/* Where an outcome came from. */
-typedef enum kad_source { KAD_SOURCE_BASE = 0, KAD_SOURCE_ALIGNED = 1 } kad_source;
+/* Where an outcome came from. Under implicit-reward nobody speaks alone: every outcome is KAD_SOURCE_JOINT. */
+typedef enum kad_source { KAD_SOURCE_BASE = 0, KAD_SOURCE_ALIGNED = 1, KAD_SOURCE_JOINT = 2 } kad_source;
 
 /* One draw. */
 typedef struct kad_draw_result {
     int32_t token;         /* the outcome, 0 .. n-1 */
     int32_t proposal;      /* the aligned model's own draw x, or -1 when it was not needed */
     int32_t source;        /* a kad_source */
-    double  deferred_mass; /* alpha = 1 - p'(S) */
+    double  deferred_mass; /* alpha = 1 - p'(S), the probability that the aligned model speaks; under the token rules q'(T);
+                              NaN under implicit-reward */
     double  logprob;       /* log pi(token) */
-    double  base_share;    /* P(base said it) = p'(token) [token in S] / pi(token) */
+    double  base_share;    /* P(base said it) = p'(token) [token in S] / pi(token); under the token rules
+                              (1 - q'(T)) p'(token) / pi(token); NaN under implicit-reward */
 } kad_draw_result;
 
 /* The draw: (p, q, coins) -> outcome. Over coins that are independent and uniform on [0, 1), the outcome's law is pi.
  *
  * base, aligned: the raw rows, on which the rule decides. base_shaped, aligned_shaped: the rows as each speaker's
  * samplers left them (dropped tokens are -inf), or NULL for the raw ones; `temperature` is applied to them here.
+ * reference: the raw row of the reference model for implicit-reward, else NULL; base_shaped is then log pi as shaped.
  * coins: c1 the aligned model's own draw, c2 acceptance, c3 the residual, c4 the source. */
-KAD_API kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
-                            const float * aligned_shaped, size_t n, double temperature, const double coins[4],
-                            kad_draw_result * out);
+KAD_API kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * reference,
+                            const float * base_shaped, const float * aligned_shaped, size_t n, double temperature,
+                            const double coins[4], kad_draw_result * out);
 
 /* The coin of (seed, text number, event, purpose): a 53-bit uniform in [0, 1) from Philox4x64-10 (Salmon et al. 2011)
- * with key (seed, 0) and counter (event, text_number, purpose, 0). Purposes: 1-3 the draw, 4 the source,
- * 16+i the i-th further token of a character. The same on every platform. */
+ * with key (seed, 0) and counter (event, text_number, purpose, 0). Purposes: 1-3 the draw, 4 the source, 5-7 the redraw
+ * under a grammar, 8 XTC, 16+i the i-th further token of a character. The same on every platform. */
 KAD_API double kad_coin(uint64_t seed, uint64_t text_number, uint64_t event, uint64_t purpose);
 
 /* ---- Files ---------------------------------------------------------------------------------------------------------- */
@@ -216,7 +235,8 @@ KAD_API kad_status kad_file_inspect(const char * path, kad_file_info * out);
 
 /* ---- The engine: two models and their contexts ---------------------------------------------------------------------- */
 
-typedef enum kad_role { KAD_ROLE_BASE = 0, KAD_ROLE_ALIGNED = 1 } kad_role;
+/* The reference is the small model before alignment; only implicit-reward has one. It gets the aligned model's prompt. */
+typedef enum kad_role { KAD_ROLE_BASE = 0, KAD_ROLE_ALIGNED = 1, KAD_ROLE_REFERENCE = 2 } kad_role;
 
 /* Which model, and how llama.cpp is to run it. */
 typedef struct kad_model_params {

@@ -1,8 +1,10 @@
 // The part of the C API that needs no model: errors, rules, coins, functions on rows of logits.
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "core/draw.h"
+#include "core/reward.h"
 #include "errors.h"
 
 namespace kad {
@@ -25,23 +27,41 @@ static void check_temperature(double temperature) {
     }
 }
 
-// One pair of rows, read for the rule (raw, at its temperature) and for the speakers (shaped, at the sampling temperature).
-struct Pair {
-    Distribution raw, p, q;
-    KeptSet      kept;
+static void check_rows(const kad_rule * rule, const float * base, const float * aligned, const float * reference,
+                       size_t n) {
+    need(rule, "rule");
+    need(base, "base_logits");
+    need(aligned, "aligned_logits");
+    if (n == 0) throw Error(KAD_INVALID_ARGUMENT, "n is 0; expected rows of at least one logit");
+    check_rule(*rule);
+    if (rule_info(rule->kind).reference) need(reference, "reference_logits");
+}
 
-    Pair(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
-         const float * aligned_shaped, size_t n, double temperature) {
-        need(rule, "rule");
-        need(base, "base_logits");
-        need(aligned, "aligned_logits");
-        if (n == 0) throw Error(KAD_INVALID_ARGUMENT, "n is 0; expected rows of at least one logit");
-        check_rule(*rule);
+// One position: rows read for the rule (raw, at its temperature) and for the speakers (shaped, at the sampling temperature).
+struct Position {
+    Distribution           raw_p, raw_q, p, q; // p is pi itself under implicit-reward
+    std::vector<float>     joint;
+    KeptSet                kept;
+    std::optional<Mixture> pi;
+
+    Position(const kad_rule * rule, const float * base, const float * aligned, const float * reference,
+             const float * base_shaped, const float * aligned_shaped, size_t n, double temperature) {
+        check_rows(rule, base, aligned, reference, n);
         check_temperature(temperature);
-        raw.set(base, n, rule_temperature(*rule, temperature), "base_logits");
-        p.set(base_shaped ? base_shaped : base, n, temperature, "base_logits");
+        const kad_rule_info & info = rule_info(rule->kind);
+        const double          t    = rule_temperature(*rule, temperature);
         q.set(aligned_shaped ? aligned_shaped : aligned, n, temperature, "aligned_logits");
-        decide(*rule, &raw, kept);
+        if (info.reference) {
+            implicit_reward(base, aligned, reference, n, rule->threshold, joint);
+            p.set(base_shaped ? base_shaped : joint.data(), n, temperature, "log pi");
+            pi.emplace(p, q);
+            return;
+        }
+        raw_p.set(base, n, t, "base_logits");
+        if (looks_at(*rule, KAD_ROLE_ALIGNED)) raw_q.set(aligned, n, t, "aligned_logits");
+        p.set(base_shaped ? base_shaped : base, n, temperature, "base_logits");
+        decide(*rule, &raw_p, &raw_q, kept);
+        pi.emplace(p, q, kept, info.exchanged != 0);
     }
 };
 
@@ -85,13 +105,12 @@ double kad_coin(uint64_t seed, uint64_t text_number, uint64_t event, uint64_t pu
     return Coins{ seed, text_number }(event, purpose);
 }
 
-kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
-                       double temperature, double * pi) {
+kad_status kad_mixture(const kad_rule * rule, const float * base_logits, const float * aligned_logits,
+                       const float * reference_logits, size_t n, double temperature, double * pi) {
     return guarded([&] {
         need(pi, "pi");
-        const Pair    pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
-        const Mixture mixture(pair.p, pair.q, pair.kept);
-        for (size_t i = 0; i < n; ++i) pi[i] = mixture.probability(Token(i));
+        const Position at(rule, base_logits, aligned_logits, reference_logits, nullptr, nullptr, n, temperature);
+        for (size_t i = 0; i < n; ++i) pi[i] = at.pi->probability(Token(i));
     });
 }
 
@@ -99,14 +118,21 @@ kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const 
                         double temperature, uint8_t * deferred) {
     return guarded([&] {
         need(deferred, "deferred");
-        const Pair pair(rule, base_logits, aligned_logits, nullptr, nullptr, n, temperature);
-        for (size_t i = 0; i < n; ++i) deferred[i] = pair.kept.contains(Token(i)) ? 0 : 1;
+        check_rows(rule, base_logits, aligned_logits, base_logits, n);
+        check_temperature(temperature);
+        const double t = rule_temperature(*rule, temperature);
+        Distribution p, q;
+        p.set(base_logits, n, t, "base_logits");
+        q.set(aligned_logits, n, t, "aligned_logits");
+        KeptSet kept;
+        decide(*rule, &p, &q, kept);
+        for (size_t i = 0; i < n; ++i) deferred[i] = kept.contains(Token(i)) ? 0 : 1;
     });
 }
 
-kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * base_shaped,
-                    const float * aligned_shaped, size_t n, double temperature, const double coins[4],
-                    kad_draw_result * out) {
+kad_status kad_draw(const kad_rule * rule, const float * base, const float * aligned, const float * reference,
+                    const float * base_shaped, const float * aligned_shaped, size_t n, double temperature,
+                    const double coins[4], kad_draw_result * out) {
     return guarded([&] {
         need(coins, "coins");
         need(out, "out");
@@ -116,15 +142,15 @@ kad_status kad_draw(const kad_rule * rule, const float * base, const float * ali
                             "coin " + shown(coins[i]) + " is out of range; expected 0 <= coin < 1");
             }
         }
-        const Pair pair(rule, base, aligned, base_shaped, aligned_shaped, n, temperature);
-        DrawCoins  c;
+        const Position  at(rule, base, aligned, reference, base_shaped, aligned_shaped, n, temperature);
+        const Mixture & pi = *at.pi;
+        DrawCoins       c;
         c.proposal      = coins[0];
         c.acceptance    = coins[1];
         c.residual      = coins[2];
         c.source        = coins[3];
-        const Token   x = pair.q.draw(c.proposal);
-        const Outcome y = draw(pair.p, pair.q, pair.kept, x, c);
-        const Mixture pi(pair.p, pair.q, pair.kept);
+        const Token   x = at.q.draw(c.proposal);
+        const Outcome y = draw(pi, x, c);
         *out = { y.token, x, y.source, pi.alpha(), std::log(pi.probability(y.token)), pi.base_share(y.token) };
     });
 }

@@ -21,7 +21,8 @@ class Rule:
     """One row of the table of rules.
 
     `threshold` is the default of the rule's one parameter and `low` to `high` its closed range; all three are None for a
-    rule without one. `lazy`: most events need the base's row alone, so that lazy runs are possible.
+    rule without one. `lazy`: most events need the base's row alone, so that lazy runs are possible. `exchanged`: the aligned
+    model speaks first and keeps a set T. `reference`: it needs a third model.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Rule:
     low: float | None
     high: float | None
     lazy: bool
+    exchanged: bool
+    reference: bool
 
 
 def _table() -> dict[str, Rule]:
@@ -47,6 +50,8 @@ def _table() -> dict[str, Rule]:
             info.low if free else None,
             info.high if free else None,
             bool(info.lazy),
+            bool(info.exchanged),
+            bool(info.reference),
         )
         rules[rule.name] = rule
     return rules
@@ -92,12 +97,17 @@ def c_rule(rule: str, threshold: float | None, rule_temperature: float | Literal
         result.temperature = number("rule_temperature", rule_temperature)
         if result.temperature <= 0:
             raise InvalidArgumentError(f"rule_temperature is {rule_temperature!r}; expected a number > 0 or 'sampling'")
+    if known.reference and rule_temperature != 1:
+        raise InvalidArgumentError(
+            f"rule_temperature is {rule_temperature!r}; rule {rule!r} compares nothing: leave it at 1"
+        )
     return result
 
 
-def _pairs(base_logits: ArrayLike, aligned_logits: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _rows(**given: ArrayLike) -> list[NDArray[np.float32]]:
+    """Rows of logits of one shape, by name."""
     rows = []
-    for name, logits in (("base_logits", base_logits), ("aligned_logits", aligned_logits)):
+    for name, logits in given.items():
         array = np.asarray(logits)
         if array.dtype.kind not in "fiu":
             raise InvalidArgumentError(f"{name} has dtype {array.dtype}; expected float32 logits")
@@ -106,12 +116,17 @@ def _pairs(base_logits: ArrayLike, aligned_logits: ArrayLike) -> tuple[NDArray[n
         if array.ndim not in (1, 2) or array.shape[-1] == 0:
             raise InvalidArgumentError(f"{name} has shape {array.shape}; expected (V,) or (N, V) with V > 0")
         rows.append(array)
-    if rows[0].shape != rows[1].shape:
-        raise InvalidArgumentError(
-            f"base_logits has shape {rows[0].shape} and aligned_logits {rows[1].shape}; expected the same shape: "
-            "one logit per token of one vocabulary"
-        )
-    return rows[0], rows[1]
+    for name, row in zip(given, rows, strict=True):
+        if row.shape != rows[0].shape:
+            raise InvalidArgumentError(
+                f"base_logits has shape {rows[0].shape} and {name} {row.shape}; expected the same shape: "
+                "one logit per token of one vocabulary"
+            )
+    return rows
+
+
+def _floats(row: NDArray[np.float32]) -> Any:
+    return ffi.cast("const float *", ffi.from_buffer(row))
 
 
 def mixture(
@@ -122,8 +137,11 @@ def mixture(
     threshold: float | None = None,
     rule_temperature: float | Literal["sampling"] = 1.0,
     temperature: float = 1.0,
+    reference_logits: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """Return pi, the distribution that is sampled: pi(v) = p(v) [v in S] + alpha q(v), alpha = 1 - p(S).
+
+    Under the token rules pi(v) = q(v) [v in T] + (1 - q(T)) p(v); under implicit-reward pi is proportional to p (q / r)^t.
 
     Parameters
     ----------
@@ -134,7 +152,10 @@ def mixture(
     rule_temperature
         The temperature > 0 at which the rule compares probabilities, or "sampling" for `temperature`.
     temperature
-        The temperature >= 0 at which each model speaks. 0: its best token, ties to the lowest id.
+        The temperature >= 0 at which each model speaks. 0: its best token, ties to the lowest id. Under implicit-reward it
+        applies to log pi.
+    reference_logits
+        For implicit-reward: rows of the small model before alignment, of the same shape.
 
     Returns
     -------
@@ -146,26 +167,25 @@ def mixture(
     InvalidArgumentError
         For shapes, names or values out of range; it is a ValueError.
     NotANumberError
-        For NaN or +inf, or a row of nothing but -inf.
+        For NaN or +inf, a row of nothing but -inf, or (implicit-reward) no token that all three models can say.
 
     Notes
     -----
-    KAD (arXiv 2510.27017), NUDGING (arXiv 2410.09300); computed by the code that generates text.
+    The sources of the rules are in `RULES`; computed by the code that generates text.
     """
-    base, aligned = _pairs(base_logits, aligned_logits)
     chosen = c_rule(rule, threshold, rule_temperature)
-    out = np.empty(base.shape, dtype=np.float64)
-    for p, q, pi in zip(np.atleast_2d(base), np.atleast_2d(aligned), np.atleast_2d(out), strict=True):
-        check(
-            lib.kad_mixture(
-                chosen,
-                ffi.cast("const float *", ffi.from_buffer(p)),
-                ffi.cast("const float *", ffi.from_buffer(q)),
-                p.size,
-                number("temperature", temperature),
-                ffi.cast("double *", ffi.from_buffer(pi, require_writable=True)),
-            )
-        )
+    if RULES[rule].reference != (reference_logits is not None):
+        wanted = "needs" if RULES[rule].reference else "does not use"
+        raise InvalidArgumentError(f"rule {rule!r} {wanted} reference_logits; give them for implicit-reward alone")
+    given = {"base_logits": base_logits, "aligned_logits": aligned_logits}
+    if reference_logits is not None:
+        given["reference_logits"] = reference_logits
+    rows = _rows(**given)
+    out = np.empty(rows[0].shape, dtype=np.float64)
+    for pi, *each in zip(np.atleast_2d(out), *(np.atleast_2d(row) for row in rows), strict=True):
+        pointers = [_floats(row) for row in each] + [ffi.NULL] * (3 - len(each))
+        target = ffi.cast("double *", ffi.from_buffer(pi, require_writable=True))
+        check(lib.kad_mixture(chosen, *pointers, pi.size, number("temperature", temperature), target))
     return out
 
 
@@ -178,27 +198,20 @@ def deferral(
     rule_temperature: float | Literal["sampling"] = 1.0,
     temperature: float = 1.0,
 ) -> NDArray[np.bool_]:
-    """Return d, which tokens are handed to the aligned model: True outside S.
+    """Return d, which tokens are handed to the other model: True outside S (outside T under a token rule).
 
     Parameters, errors and sources as for `mixture`. `temperature` matters only for rule_temperature="sampling".
+    implicit-reward keeps no set and is refused.
 
     Returns
     -------
     numpy.ndarray
         bool, of the shape given.
     """
-    base, aligned = _pairs(base_logits, aligned_logits)
+    base, aligned = _rows(base_logits=base_logits, aligned_logits=aligned_logits)
     chosen = c_rule(rule, threshold, rule_temperature)
     out = np.empty(base.shape, dtype=np.uint8)
     for p, q, d in zip(np.atleast_2d(base), np.atleast_2d(aligned), np.atleast_2d(out), strict=True):
-        check(
-            lib.kad_deferral(
-                chosen,
-                ffi.cast("const float *", ffi.from_buffer(p)),
-                ffi.cast("const float *", ffi.from_buffer(q)),
-                p.size,
-                number("temperature", temperature),
-                ffi.cast("uint8_t *", ffi.from_buffer(d, require_writable=True)),
-            )
-        )
+        target = ffi.cast("uint8_t *", ffi.from_buffer(d, require_writable=True))
+        check(lib.kad_deferral(chosen, _floats(p), _floats(q), p.size, number("temperature", temperature), target))
     return out.astype(bool)

@@ -28,4 +28,9 @@ double Coins::operator()(uint64_t event, uint64_t purpose) const {
     return double(word >> 11) * 0x1.0p-53;
 }
 
+uint32_t Coins::bits(uint64_t event, uint64_t purpose, int speaker) const {
+    const uint64_t word = philox4x64_10({ event, text_number, purpose, 0 }, { seed, 0 })[std::size_t(speaker)];
+    return uint32_t((word >> 32) % 0xffffffffu); // 2^32 - 1 asks llama.cpp for a random seed
+}
+
 } // namespace kad

@@ -14,7 +14,11 @@ enum Purpose : uint64_t {
     PURPOSE_ACCEPTANCE = 2, // c2: kept token or proposal
     PURPOSE_RESIDUAL   = 3, // c3: the correction
     PURPOSE_SOURCE     = 4, // c4: who is said to have spoken
-    PURPOSE_CHARACTER  = 16 // 16 + i: the i-th further token of a character
+    PURPOSE_REDRAW     = 5, // c5 .. c7: the same three when a grammar refused the outcome
+    PURPOSE_XTC        = 8,
+    PURPOSE_CHARACTER  = 16, // 16 + i: the i-th further token of a character
+    // and when a grammar refused that token: its redraw. Far above, as characters have no longest chain.
+    PURPOSE_CHARACTER_REDRAW = uint64_t(1) << 32
 };
 
 std::array<uint64_t, 4> philox4x64_10(std::array<uint64_t, 4> counter, std::array<uint64_t, 2> key);
@@ -25,6 +29,9 @@ struct Coins {
 
     // A 53-bit uniform in [0, 1).
     double operator()(uint64_t event, uint64_t purpose) const;
+
+    // 32 random bits that seed a sampler of llama.cpp; `speaker` tells two of one purpose apart.
+    uint32_t bits(uint64_t event, uint64_t purpose, int speaker) const;
 };
 
 } // namespace kad

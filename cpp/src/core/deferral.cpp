@@ -6,14 +6,28 @@
 
 namespace kad {
 
+static constexpr const char * KAD_PAPER      = "KAD (arXiv 2510.27017)";
+static constexpr const char * CASCADES_PAPER = "speculative cascades (arXiv 2405.19261)";
+
+// By kad_rule_kind. Name, formula, source; threshold, its range; lazy, exchanged, reference.
 static const kad_rule_info RULES[] = {
-    { "dual", "S = {v : p(v) >= lambda}", "KAD, Lagrangian dual (arXiv 2510.27017)", 0.4, 0, 1, 1 },
-    { "primal", "S = smallest set of most probable tokens with mass >= 1 - b",
-      "KAD, greedy LP solution (arXiv 2510.27017)", 0.9, 0, 1, 1 },
-    { "nudging", "S = everything if max p >= gamma, else nothing", "NUDGING, token level (arXiv 2410.09300)", 0.4, 0, 1,
+    { "dual", "S = {v : p(v) >= t}", KAD_PAPER, 0.4, 0, 1, 1, 0, 0 },
+    { "primal", "S = smallest set of most probable tokens with mass >= 1 - t", KAD_PAPER, 0.9, 0, 1, 1, 0, 0 },
+    { "exact", "S = complement of the set D of mass <= t with the largest sum of -p log p", KAD_PAPER, 0.9, 0, 1, 1, 0,
       0 },
-    { "base", "S = everything: pi = p", "the base alone (lossless speculative decoding when drafting)", 0, 0, 0, 0 },
-    { "aligned", "S = nothing: pi = q", "the aligned model alone", 0, 0, 0, 0 },
+    { "nudging", "S = everything if max p >= t, else nothing", "NUDGING (arXiv 2410.09300)", 0.4, 0, 1, 0, 0, 0 },
+    { "bet", "S = {v : p(v) >= max q - t}", "conservative confidence bet (arXiv 2604.16146)", 0.2, 0, 1, 0, 0, 0 },
+    { "chow", "S = nothing if max q >= 1 - t, else everything", CASCADES_PAPER, 0.5, 0, 1, 0, 0, 0 },
+    { "diff", "S = nothing if max q >= max p - t, else everything", CASCADES_PAPER, 0, -1, 1, 0, 0, 0 },
+    { "opt", "S = nothing if max q >= max p - t TV(p, q), else everything", CASCADES_PAPER, 0.5, 0, 10, 0, 0, 0 },
+    { "token-v1", "T = {v : q(v) >= max p - t}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
+    { "token-v2", "T = {v : p(v) >= max p - t}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
+    { "token-v3", "T = {v : p(v) >= (1 - t) max p}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0.5, 0, 1, 0, 1, 0 },
+    { "implicit-reward", "no set; pi proportional to p (q / r)^t", "proxy tuning (arXiv 2401.08565)", 1, 0, 10, 0, 0,
+      1 },
+    { "base", "S = everything: pi = p", "the base alone (lossless speculative decoding when drafting)", 0, 0, 0, 0, 0,
+      0 },
+    { "aligned", "S = nothing: pi = q", "the aligned model alone", 0, 0, 0, 0, 0, 0 },
 };
 
 int32_t rule_count() { return int32_t(std::size(RULES)); }
@@ -31,16 +45,22 @@ bool KeptSet::contains(Token v) const {
     return std::binary_search(ids.begin(), ids.end(), v);
 }
 
-// {v : p(v) >= lambda}. A threshold of 0 keeps everything, tokens of probability zero included.
-void keep_dual(const Distribution & p, double lambda, KeptSet & kept) {
-    if (lambda <= 0) return kept.everything();
+// {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included.
+static void keep_at_least(const Distribution & row, double threshold, KeptSet & kept) {
+    if (threshold <= 0) return kept.everything();
     kept.ids.clear();
-    const double at_least = p.at_least(std::log(lambda));
-    for (size_t i = 0; i < p.size(); ++i) {
-        if (double(p.logits()[i]) >= at_least) kept.ids.push_back(Token(i));
+    const double at_least = row.at_least(std::log(threshold));
+    for (size_t i = 0; i < row.size(); ++i) {
+        if (double(row.logits()[i]) >= at_least) kept.ids.push_back(Token(i));
     }
     kept.some();
 }
+
+static double best(const Distribution & row) { return row.probability(row.top()); }
+
+static void keep_all_unless(bool defer, KeptSet & kept) { return defer ? kept.nothing() : kept.everything(); }
+
+void keep_dual(const Distribution & p, double lambda, KeptSet & kept) { keep_at_least(p, lambda, kept); }
 
 // The smallest set of most probable tokens with mass >= 1 - b; equal probabilities: the lower id counts as more probable.
 // Never a full sort: only tokens within `width` of the best logit are ordered, and width doubles until they hold enough
@@ -82,15 +102,59 @@ void keep_nudging(const Distribution & p, double gamma, KeptSet & kept) {
     return sure ? kept.everything() : kept.nothing();
 }
 
-void decide(const kad_rule & rule, const Distribution * p, KeptSet & kept) {
+void keep_bet(const Distribution & p, const Distribution & q, double lambda, KeptSet & kept) {
+    keep_at_least(p, best(q) - lambda, kept);
+}
+
+void keep_chow(const Distribution & q, double a, KeptSet & kept) { keep_all_unless(best(q) >= 1 - a, kept); }
+
+void keep_diff(const Distribution & p, const Distribution & q, double a, KeptSet & kept) {
+    keep_all_unless(best(q) >= best(p) - a, kept);
+}
+
+void keep_opt(const Distribution & p, const Distribution & q, double a, KeptSet & kept) {
+    keep_all_unless(best(q) >= best(p) - a * total_variation(p, q), kept);
+}
+
+void keep_token_v1(const Distribution & p, const Distribution & q, double a, KeptSet & kept) {
+    keep_at_least(q, best(p) - a, kept);
+}
+
+void keep_token_v2(const Distribution & p, double a, KeptSet & kept) { keep_at_least(p, best(p) - a, kept); }
+
+void keep_token_v3(const Distribution & p, double a, KeptSet & kept) { keep_at_least(p, (1 - a) * best(p), kept); }
+
+void decide(const kad_rule & rule, const Distribution * p, const Distribution * q, KeptSet & kept) {
+    const double t = rule.threshold;
     switch (rule.kind) {
-        case KAD_RULE_DUAL: return keep_dual(*p, rule.threshold, kept);
-        case KAD_RULE_PRIMAL: return keep_primal(*p, rule.threshold, kept);
-        case KAD_RULE_NUDGING: return keep_nudging(*p, rule.threshold, kept);
+        case KAD_RULE_DUAL: return keep_dual(*p, t, kept);
+        case KAD_RULE_PRIMAL: return keep_primal(*p, t, kept);
+        case KAD_RULE_NUDGING: return keep_nudging(*p, t, kept);
+        case KAD_RULE_BET: return keep_bet(*p, *q, t, kept);
+        case KAD_RULE_CHOW: return keep_chow(*q, t, kept);
+        case KAD_RULE_DIFF: return keep_diff(*p, *q, t, kept);
+        case KAD_RULE_OPT: return keep_opt(*p, *q, t, kept);
+        case KAD_RULE_TOKEN_V1: return keep_token_v1(*p, *q, t, kept);
+        case KAD_RULE_TOKEN_V2: return keep_token_v2(*p, t, kept);
+        case KAD_RULE_TOKEN_V3: return keep_token_v3(*p, t, kept);
         case KAD_RULE_BASE: return kept.everything();
         case KAD_RULE_ALIGNED: return kept.nothing();
     }
-    rule_info(rule.kind); // throws
+    throw Error(KAD_INVALID_ARGUMENT, std::string("rule ") + rule_info(rule.kind).name + " keeps no set");
+}
+
+bool looks_at(const kad_rule & rule, kad_role role) {
+    switch (rule.kind) {
+        case KAD_RULE_BET:
+        case KAD_RULE_DIFF:
+        case KAD_RULE_OPT:
+        case KAD_RULE_TOKEN_V1: return role != KAD_ROLE_REFERENCE;
+        case KAD_RULE_CHOW: return role == KAD_ROLE_ALIGNED;
+        case KAD_RULE_BASE:
+        case KAD_RULE_ALIGNED:
+        case KAD_RULE_IMPLICIT_REWARD: return false;
+        default: return role == KAD_ROLE_BASE;
+    }
 }
 
 void check_rule(const kad_rule & rule) {
@@ -100,6 +164,11 @@ void check_rule(const kad_rule & rule) {
                                               info.name + "; expected " + shown(info.low) + " to " + shown(info.high));
     }
     const double t = rule.temperature;
+    if (info.reference && t != 1) {
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "rule temperature " + (t == KAD_RULE_TEMPERATURE_SAMPLING ? "\"sampling\"" : shown(t)) +
+                        " cannot be used with rule " + info.name + ", which compares nothing; expected 1");
+    }
     if (t != KAD_RULE_TEMPERATURE_SAMPLING && !(t > 0 && std::isfinite(t))) {
         throw Error(KAD_INVALID_ARGUMENT, "rule temperature " + shown(t) +
                                               " is out of range; expected a finite value > 0, or "

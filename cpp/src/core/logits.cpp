@@ -76,8 +76,21 @@ KAD_CLONES static void weights(const float * logits, size_t n, double max, doubl
     for (size_t i = 0; i < n; ++i) out[i] = exp_negative((double(logits[i]) - max) * inverse);
 }
 
-// The sum of n doubles in eight lanes: an order that vector units of any width can keep.
-KAD_CLONES static double lane_sum(const double * values, size_t n) {
+// max(0, a p - c q) of n logits, where p = exp((logit - max) * inverse) and so q: a and c carry the normalisers.
+KAD_CLONES static void differences(const float * p, double p_max, double p_inverse, double a, const float * q,
+                                   double q_max, double q_inverse, double c, size_t n, double * out) {
+    for (size_t i = 0; i < n; ++i) {
+        const double first  = a * exp_negative((double(p[i]) - p_max) * p_inverse);
+        const double second = c * exp_negative((double(q[i]) - q_max) * q_inverse);
+        out[i]              = first > second ? first - second : 0.0;
+    }
+}
+
+KAD_CLONES static double summed(const double * values, size_t n);
+
+double lane_sum(const double * values, size_t n) { return summed(values, n); }
+
+KAD_CLONES static double summed(const double * values, size_t n) {
     double sum[LANES] = {};
     size_t i          = 0;
     for (; i + LANES <= n; i += LANES) {
@@ -146,6 +159,27 @@ double Distribution::log_probability(Token v) const {
 
 double Distribution::at_least(double log_threshold) const {
     return double(max_) + (log_threshold + log_total_) / inverse_;
+}
+
+size_t Distribution::clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const {
+    const size_t at = b * BLOCK, length = std::min(BLOCK, n_ - at);
+    if (one_hot_ || q.one_hot_) {
+        for (size_t i = 0; i < length; ++i) {
+            const Token v = Token(at + i);
+            out[i]        = std::max(0.0, a * probability(v) - c * q.probability(v));
+        }
+    } else {
+        differences(logits_ + at, max_, inverse_, a / total_, q.logits_ + at, q.max_, q.inverse_, c / q.total_, length,
+                    out);
+    }
+    return length;
+}
+
+double total_variation(const Distribution & p, const Distribution & q) {
+    double total = 0;
+    double terms[Distribution::BLOCK];
+    for (size_t b = 0; b < p.blocks(); ++b) total += lane_sum(terms, q.clipped_difference(b, 1, p, 1, terms));
+    return total;
 }
 
 Token Distribution::draw(double coin) const {

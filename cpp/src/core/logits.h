@@ -39,6 +39,10 @@ public:
     double at_least(double log_threshold) const;
 
     const float * logits() const { return logits_; }
+    size_t        blocks() const { return (n_ + BLOCK - 1) / BLOCK; }
+
+    // The length of block b, and into out: max(0, a p(v) - c q(v)) of its tokens, p this row and q another of the same size.
+    size_t clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const;
 
 private:
     const float *       logits_    = nullptr;
@@ -53,5 +57,11 @@ private:
 
     double weight(size_t i) const; // exp((logit - max) / T)
 };
+
+// The sum of n doubles in eight lanes: an order that vector units of any width can keep.
+double lane_sum(const double * values, size_t n);
+
+// TV(p, q) = sum of max(0, q(v) - p(v)): the mass by which two rows of one size differ.
+double total_variation(const Distribution & p, const Distribution & q);
 
 } // namespace kad

@@ -80,10 +80,11 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         Side & side = sequence.sides[role];
         if (!side.active) continue;
         Reading reading;
-        reading.temperature      = sequence.temperature;
-        reading.rule_temperature = role == KAD_ROLE_BASE ? rule_temperature(settings_.rule, sequence.temperature) : 0;
-        reading.shaper           = side.shaper.get();
-        side.n_prompt            = side.context.size();
+        reading.temperature = sequence.temperature;
+        reading.rule_temperature =
+            looks_at(settings_.rule, role) ? rule_temperature(settings_.rule, sequence.temperature) : 0;
+        reading.shaper = side.shaper.get();
+        side.n_prompt  = side.context.size();
         speakers_[role]->begin(reading, sequence.draft + 2);
     }
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
@@ -213,15 +214,17 @@ Token Generator::draw_event(Sequence & sequence, Said & said) {
         if (sequence.logprobs) said.logprob = base.spoken.log_probability(y), said.base_share = 1;
         return y;
     }
-    decide(settings_.rule, &base.at_rule, kept_);
+    const bool both = looks_at(settings_.rule, KAD_ROLE_ALIGNED);
+    decide(settings_.rule, &base.at_rule, both ? &row(sequence, KAD_ROLE_ALIGNED).at_rule : nullptr, kept_);
     said.deferred_mass = deferred_mass(base.spoken, kept_);
     Outcome outcome;
     if (sequence.mode == KAD_MODE_PLAIN || sequence.logprobs ||
         !draw_without_aligned(base.spoken, kept_, coins, outcome)) {
         const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
-        outcome                = draw(base.spoken, q, kept_, q.draw(coins.proposal), coins);
+        const Mixture        pi(base.spoken, q, kept_, rule_info(settings_.rule.kind).exchanged != 0);
+        outcome            = draw(pi, q.draw(coins.proposal), coins);
+        said.deferred_mass = pi.alpha();
         if (sequence.logprobs) {
-            const Mixture pi(base.spoken, q, kept_);
             said.logprob    = std::log(pi.probability(outcome.token));
             said.base_share = pi.base_share(outcome.token);
         }
