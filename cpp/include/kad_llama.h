@@ -490,8 +490,8 @@ KAD_API kad_sampler_params kad_sampler_default_params(void);
  *
  *   apply   Replaces every logit by log pi, -inf for what cannot be said: control tokens, tokens without bytes, a padded
  *           tail, and all end-of-generation ids of either model but one of the base's (its end-of-sequence token where it
- *           has one), which stands for them all. Needs the whole vocabulary in any order, so it comes first in the chain. May be called
- *           again without an accept: nothing is evaluated then.
+ *           has one), which stands for them all. Needs the whole vocabulary in any order, so it comes first in the chain.
+ *           May be called again without an accept: nothing is evaluated then.
  *   accept  Remembers the token. It is evaluated at the next apply: the last token of a text never is, and several
  *           accepted at once are one pass. The prompt was given here; do not accept it again.
  *   reset   Back to the prompt, and forgets an error. The common prefix stays in the cache; a cache that cannot drop a
