@@ -1,7 +1,7 @@
 """The llama_sampler in a host's chain: is its law pi, does it keep the aligned model in step, are its errors heard?
 
-Rows are compared with `kad_llama.mixture` of rows that the host evaluates itself, to 1e-5. The fits of the C++ program's tokens
-have fixed seeds; over machines and versions each fails with probability 0.001 when the law holds.
+Rows are compared with `kad_llama.mixture` of rows that the host evaluates itself, to 1e-5. The fits of the C++ program's
+tokens have fixed seeds; over machines and versions each of the two fails with probability 0.001 when the law holds.
 """
 
 from __future__ import annotations
@@ -232,23 +232,27 @@ def test_caches_that_cannot_rewind(tiny: Tiny, architecture: str) -> None:
     fields = {"n_ubatch": 32, "swa_full": False}
     paths = tiny(architecture), tiny(architecture, noise=0.3)
     long = [300 + i % 200 for i in range(400)]
-    with Host(paths[0], n_ctx=512) as p, Host(paths[1], n_ctx=512, **fields) as q:
-        with Host(paths[1], n_ctx=1024, n_seq_max=2, **fields) as host, Sampler(params(host, PROMPT, p)) as sampler:
-            near = p.row(PROMPT)
-            first = log_pi([near, q.row(PROMPT)], p, q)
-            far = p.evaluate(long)
-            second = log_pi([far, q.evaluate(long)], p, q)
-            anew = log_pi([far, q.row(PROMPT + long)], p, q)
-            close_to(sampler.apply(near), first)
-            sampler.accept(*long)
-            close_to(sampler.apply(far), second)
-            with Sampler(sampler) as clone:
-                close_to(clone.apply(far), second if architecture == "gemma3" else anew)
-                clone.reset()
-                close_to(clone.apply(near), first)
-            sampler.reset()
-            close_to(sampler.apply(near), first)
-            ok(sampler.status())
+    with (
+        Host(paths[0], n_ctx=512) as p,
+        Host(paths[1], n_ctx=512, **fields) as q,
+        Host(paths[1], n_ctx=1024, n_seq_max=2, **fields) as host,
+        Sampler(params(host, PROMPT, p)) as sampler,
+    ):
+        near = p.row(PROMPT)
+        first = log_pi([near, q.row(PROMPT)], p, q)
+        far = p.evaluate(long)
+        second = log_pi([far, q.evaluate(long)], p, q)
+        anew = log_pi([far, q.row(PROMPT + long)], p, q)
+        close_to(sampler.apply(near), first)
+        sampler.accept(*long)
+        close_to(sampler.apply(far), second)
+        with Sampler(sampler) as clone:
+            close_to(clone.apply(far), second if architecture == "gemma3" else anew)
+            clone.reset()
+            close_to(clone.apply(near), first)
+        sampler.reset()
+        close_to(sampler.apply(near), first)
+        ok(sampler.status())
 
 
 def test_rows_follow_any_ids(base: Host, aligned: Host, other: Host) -> None:
@@ -297,16 +301,19 @@ def test_a_full_context_ends_the_text(tiny_pair: tuple[Path, Path], base: Host) 
 def test_cells_that_others_take_end_the_text(tiny_pair: tuple[Path, Path], base: Host) -> None:
     """Sequences that share the cells of one context fill it together."""
     row = base.row(PROMPT)
-    with Host(tiny_pair[1], n_ctx=256, n_seq_max=2, kv_unified=True) as shared:
-        with Sampler(params(shared, PROMPT, base)) as a, Sampler(params(shared, PROMPT, base, aligned_seq_id=1)) as b:
-            a.accept(*[300] * 150)
-            a.apply(row)
-            ok(a.status())
-            b.accept(*[301] * 150)
-            failing(b, base, row, lib.KAD_CONTEXT_TOO_SMALL, "no cells")
-            b.reset()
-            assert np.isfinite(b.apply(row)).sum() > 100
-            ok(b.status())
+    with (
+        Host(tiny_pair[1], n_ctx=256, n_seq_max=2, kv_unified=True) as shared,
+        Sampler(params(shared, PROMPT, base)) as a,
+        Sampler(params(shared, PROMPT, base, aligned_seq_id=1)) as b,
+    ):
+        a.accept(*[300] * 150)
+        a.apply(row)
+        ok(a.status())
+        b.accept(*[301] * 150)
+        failing(b, base, row, lib.KAD_CONTEXT_TOO_SMALL, "no cells")
+        b.reset()
+        assert np.isfinite(b.apply(row)).sum() > 100
+        ok(b.status())
 
 
 def test_broken_rows_end_the_text(base: Host, aligned: Host) -> None:
@@ -398,9 +405,8 @@ def test_bad_parameters_are_named(tiny: Tiny, tiny_cross_pair: tuple[Path, Path]
 
 
 def test_without_the_base_model_sizes_are_compared(tiny: Tiny, aligned: Host) -> None:
-    with Host(tiny("llama", pad_to=aligned.n_vocab + 64)) as base:
-        with Sampler(params(aligned, PROMPT)) as sampler:
-            failing(sampler, base, base.row(PROMPT), lib.KAD_INVALID_ARGUMENT, "base_model")
+    with Host(tiny("llama", pad_to=aligned.n_vocab + 64)) as base, Sampler(params(aligned, PROMPT)) as sampler:
+        failing(sampler, base, base.row(PROMPT), lib.KAD_INVALID_ARGUMENT, "base_model")
 
 
 def test_foreign_samplers_are_refused(base: Host, aligned: Host) -> None:

@@ -46,15 +46,15 @@ class KadLogitsProcessor:
         As for `KadLlama`: see `kad_llama.RULES`. The rule temperature is a number > 0; "sampling" is refused, since the
         temperature of the completion is not known here.
     base : llama_cpp.Llama or None
-        The Llama it will be used with. Then the vocabularies are compared now, and what cannot work is refused at once. Without
-        it only their sizes are compared, at the first row.
+        The Llama it will be used with. Then the vocabularies are compared now, and what cannot work is refused at once.
+        Without it only their sizes are compared, at the first row.
     reference : str, os.PathLike, llama_cpp.Llama or None
         For rule "implicit-reward" alone: the small model before alignment.
     n_ctx : int or None
         Most tokens of prompt and text. None: the base's n_ctx where it is known, else 4096; at most what the model was
         trained on.
     n_threads : int or None
-        None: as the Llama given, else llama.cpp's default.
+        None: as the Llama given as the model, else as base, else half of the logical cores.
     n_batch : int
         Tokens per pass while a prompt is evaluated.
     n_gpu_layers : int or None
@@ -74,8 +74,9 @@ class KadLogitsProcessor:
     `KadLlama.generate`'s at temperature 1. Its other defaults (typical_p 1, no penalties, no mirostat) change nothing; set
     otherwise, they act on pi, not on each speaker. typical_p below 1 is undefined in llama.cpp where tokens are impossible.
 
-    llama_cpp drops every logits processor when ``logit_bias`` is given, without a word: `calls` stays at 0. Its ``draft_model``
-    shows a processor the same ids for several positions: not to be combined.
+    llama_cpp drops every logits processor when ``logit_bias`` is given, without a word: `calls` stays at 0. Its
+    ``draft_model`` shows a processor the same ids for several positions: not to be combined. The ``logprobs`` it reports are
+    the base's own, not pi's.
 
     llama_cpp also swallows what a processor raises. Here the error is kept, the text ends (only end of generation is
     possible), and `raise_if_failed` raises it.
@@ -112,6 +113,7 @@ class KadLogitsProcessor:
             "n_ctx": N_CTX if n_ctx is None else _whole("n_ctx", n_ctx),
             "n_batch": _whole("n_batch", n_batch),
             "n_threads": None if n_threads is None else _whole("n_threads", n_threads),
+            "default_threads": max(1, (os.cpu_count() or 1) // 2) if base is None else base.n_threads,
         }
         _check_layers(n_gpu_layers, aligned, reference)
         try:
@@ -151,9 +153,10 @@ class KadLogitsProcessor:
 
     def close(self) -> None:
         """Free the sampler, its contexts, and the models that were loaded here. Closing twice does nothing."""
-        if self._sampler != ffi.NULL:
-            llama_cpp.llama_sampler_free(_ctypes_pointer(self._sampler))
-            self._sampler = ffi.NULL
+        sampler, self._sampler = self._sampler, ffi.NULL
+        # What looks at weights that are gone cannot be freed without touching them: it is left where it is.
+        if sampler != ffi.NULL and all(context.open for context in self._contexts):
+            llama_cpp.llama_sampler_free(_ctypes_pointer(sampler))
         while self._contexts:
             self._contexts.pop().close()
 
@@ -221,11 +224,13 @@ class _Context:
                 raise InvalidArgumentError(
                     f"{role} is a Llama with LoRA, which no second context has; merge it into a GGUF"
                 )
-            pointer, params = self._llama.model, _copy(self._llama.context_params)
+            weights: Any = self._llama.model
+            params = _copy(self._llama.context_params)
         else:
-            pointer, params = self._load(model, n_gpu_layers), llama_cpp.llama_context_default_params()
+            weights = self._load(model, n_gpu_layers)
+            params = llama_cpp.llama_context_default_params()
         try:
-            self.pointer = self._make(pointer, params, sizes)
+            self.pointer = self._make(weights, params, sizes)
         except BaseException:
             self.close()
             raise
@@ -251,8 +256,8 @@ class _Context:
         params.n_seq_max = 1
         params.embeddings = False
         params.swa_full = True  # so that a second completion can keep what it has in common with the first
-        if sizes["n_threads"] is not None:
-            params.n_threads = params.n_threads_batch = sizes["n_threads"]
+        if self._llama is None or sizes["n_threads"] is not None:
+            params.n_threads = params.n_threads_batch = sizes["n_threads"] or sizes["default_threads"]
         pointer = llama_cpp.llama_init_from_model(model, params)
         if not pointer:
             raise EvaluationError(
@@ -260,13 +265,17 @@ class _Context:
             )
         return int(pointer)
 
+    @property
+    def open(self) -> bool:
+        """Are the weights there? Those of a Llama go when it is closed."""
+        return self._llama is None or self._llama._model.model is not None
+
     def check_open(self) -> None:
-        """Refuse a Llama that was closed: its weights are gone."""
-        if self._llama is not None and self._llama._model.model is None:
-            raise StateError(f"the Llama given as {self.role} is closed")
+        if not self.open:
+            raise StateError(f"the Llama given as {self.role} is closed; keep it open as long as the processor")
 
     def close(self) -> None:
-        if self.pointer is not None:
+        if self.pointer is not None and self.open:
             llama_cpp.llama_free(self.pointer)
         if self._loaded:
             llama_cpp.llama_model_free(self._loaded)
