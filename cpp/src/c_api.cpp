@@ -6,6 +6,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
+#include "params.h"
 #include "runtime/engine.h"
 #include "runtime/file.h"
 #include "runtime/interrupt.h"
@@ -30,20 +31,6 @@ kad_role role_of(int32_t role) {
                     "role " + std::to_string(role) + " is unknown; expected 0 (base), 1 (aligned) or 2 (reference)");
     }
     return kad_role(role);
-}
-
-// A struct of an older, shorter header is completed with defaults; a longer one comes from a newer header.
-template <typename Params>
-Params completed(const Params * given, const Params & defaults, const char * name) {
-    need(given, name);
-    if (given->size < sizeof(size_t) || given->size > sizeof(Params)) {
-        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(given->size) +
-                                              "; expected up to " + std::to_string(sizeof(Params)) +
-                                              ": start from the default params of this library");
-    }
-    Params params = defaults;
-    std::memcpy(&params, given, given->size);
-    return params;
 }
 
 ModelOptions model_options(const kad_model_params & params) {
