@@ -32,6 +32,11 @@ _MODES: dict[int, Literal["speculative", "lazy", "plain"]] = {
     lib.KAD_MODE_PLAIN: "plain",
 }
 _GUESSES: tuple[Literal["none", "right", "corrected"], ...] = ("none", "right", "corrected")
+_SOURCES: tuple[Literal["base", "aligned", "joint"], ...] = ("base", "aligned", "joint")
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -195,11 +200,14 @@ class Stream:
             "",
             bytes(ffi.buffer(said.bytes, said.n_bytes)),
             said.id,
-            "base" if said.source == lib.KAD_SOURCE_BASE else "aligned",
-            None if math.isnan(said.logprob) else said.logprob,
-            None if math.isnan(said.base_share) else said.base_share,
-            said.deferred_mass,
+            _SOURCES[said.source],
+            _or_none(said.logprob),
+            _or_none(said.base_share),
+            _or_none(said.deferred_mass),
             _GUESSES[said.guess],
+            _or_none(said.base_logprob),
+            _or_none(said.aligned_logprob),
+            tuple(ffi.unpack(said.ids, said.n_ids)),
         )
         self._held.append((token, self._bytes))
 
@@ -226,16 +234,17 @@ class Stream:
         self._tokens.extend(self._partial)
         self._partial.clear()
 
-    def rows(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return both models' rows at the next position, `n` events each."""
-        base, aligned = np.empty(n, np.float32), np.empty(n, np.float32)
-        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in (base, aligned)]
+    def rows(self, n: int, models: int) -> tuple[NDArray[np.float32], ...]:
+        """Return the rows of base, aligned and (with models=3) reference at the next position, `n` events each."""
+        rows = tuple(np.empty(n, np.float32) for _ in range(models))
+        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in rows]
+        pointers += [ffi.NULL] * (3 - models)
         with self._lock:
             if self._sequence == ffi.NULL:
                 raise StateError("this stream has ended; its rows are gone")
             self._let_interrupt_in()
             check(lib.kad_sequence_rows(self._sequence, *pointers, n))
-        return base, aligned
+        return rows
 
     # ---- Ending -----------------------------------------------------------------------------------------------------
 
@@ -285,11 +294,12 @@ class Stream:
             tokens=c.tokens,
             base_passes=c.base_passes,
             aligned_passes=c.aligned_passes,
+            reference_passes=c.reference_passes,
             drafted=c.drafted,
             accepted=c.accepted,
             acceptance_rate=c.accepted / c.drafted if c.drafted else 0.0,
             tokens_per_base_pass=c.tokens / c.base_passes if c.base_passes else 0.0,
-            deferred_mass=c.deferred_mass,
+            deferred_mass=_or_none(c.deferred_mass),
             aligned_share=c.aligned_tokens / c.tokens if c.tokens else 0.0,
             mode=_MODES[c.mode],
             note=text(lib.kad_sequence_note(self._sequence)),
@@ -298,6 +308,7 @@ class Stream:
             wall_s=time.perf_counter() - self._start,
             base_eval_s=c.base_eval_s,
             aligned_eval_s=c.aligned_eval_s,
+            reference_eval_s=c.reference_eval_s,
         )
 
     def _summary(self, interrupted: bool) -> Generation:
