@@ -56,8 +56,26 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
+class Grammar:
+    """An automaton over bytes that begins in state 0: the state after a byte, -1 refused; where a text may end."""
+
+    next: NDArray[np.int32]  # (states, 256)
+    may_end: NDArray[np.int32]  # (states,)
+
+    def after(self, state: int, text: bytes) -> int:
+        for byte in text:
+            state = int(self.next[state, byte]) if state >= 0 else -1
+        return state
+
+    def legal(self, said: bytes, words: Sequence[bytes]) -> reference.Mask:
+        """Which words may follow what was said."""
+        state = self.after(0, said)
+        return np.array([bool(self.may_end[state]) if w == END else self.after(state, w) >= 0 for w in words])
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
-    """Two tables, and the settings of a text."""
+    """Two tables, and a third for implicit-reward; and the settings of a text."""
 
     base: Table
     aligned: Table
@@ -68,6 +86,9 @@ class Run:
     text_number: int = 0
     max_tokens: int = 12
     n_ctx: int = 512
+    reference: Table | None = None
+    top_k: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +123,20 @@ def c_model(core: law.Core, table: Table, alive: list[Any], can_rewind: bool) ->
     }
 
 
+def c_grammar(core: law.Core, grammar: Grammar) -> dict[str, Any]:
+    return {
+        "n_states": len(grammar.may_end),
+        "next": law.pointer(core, grammar.next, "const int32_t *"),
+        "may_end": law.pointer(core, grammar.may_end, "const int32_t *"),
+    }
+
+
 def write(
     core: law.Core, run: Run, mode: int, draft: int = 3, *, logprobs: bool = False, can_rewind: bool = True
 ) -> tuple[list[Event], Any]:
     """One text by the shipped generator: its events, and the counts of the run."""
     events, result = write_events(core, run, mode, draft, logprobs=logprobs, can_rewind=can_rewind)
-    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, "aligned" if e.source else "base") for e in events]
+    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, law.SPEAKERS[e.source]) for e in events]
     return said, result
 
 
@@ -117,9 +146,12 @@ def write_events(
     """The same, with everything that the harness tells of an event."""
     ffi, alive = core.ffi, []
     c_run = ffi.new("table_run *")
-    c_run.models = [c_model(core, table, alive, can_rewind) for table in (run.base, run.aligned)]
+    tables = (run.base, run.aligned, run.reference)
+    c_run.models = [c_model(core, table, alive, can_rewind) if table else {} for table in tables]
+    if run.grammar is not None:
+        c_run.grammar = c_grammar(core, run.grammar)
     c_run.rule = law.c_rule(core, law.Case(run.base.rows[0, 0], run.aligned.rows[0, 0], run.rule, run.threshold))[0]
-    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx"):
+    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k"):
         setattr(c_run, name, getattr(run, name))
     c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
     events, result = ffi.new("table_event[]", run.max_tokens), ffi.new("table_result *")
@@ -136,7 +168,12 @@ def expected(run: Run) -> list[Event]:
 
 
 def one_vocabulary(run: Run) -> list[Event]:
-    words = run.base.words
+    words, grammar = run.base.words, run.grammar
+
+    def legal(ids: tuple[int, ...]) -> reference.Mask:
+        said = b"".join(words[i] for i in ids[len(run.base.prompt) :])
+        return np.ones(len(words), dtype=bool) if grammar is None else grammar.legal(said, words)
+
     draws = reference.write(
         run.base.row,
         run.aligned.row,
@@ -148,6 +185,9 @@ def one_vocabulary(run: Run) -> list[Event]:
         text_number=run.text_number,
         prompt=run.base.prompt,
         end=[i for i, word in enumerate(words) if word == END],
+        top_k=run.top_k,
+        reference_model=None if run.reference is None else run.reference.row,
+        grammar=legal,
     )
     return [Event(words[d.token], d.token, d.source) for d in draws if words[d.token] != END]
 
@@ -188,11 +228,11 @@ def two_vocabularies(run: Run) -> list[Event]:
     while len(said) < run.max_tokens:
         ids = [[*table.prompt, *table.tokenise(sanitised(text))] for table in tables]
         raw = [row(role, ids[role]) for role in (0, 1)]
-        keep = reference.kept(run.rule, run.threshold, raw[0])
+        decision = reference.decide(run.rule, run.threshold, *raw)
         p, q = (reference.softmax(r, run.temperature) for r in raw)
         place = len(said)
         coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
-        draw = reference.draw(keep, p, q, coins)
+        draw = reference.draw(decision, p, q, coins)
         key = keys[draw.token]
         if key == END:
             break
@@ -242,7 +282,7 @@ def table(words: tuple[bytes, ...], seed: int, spread: float = 1.5) -> Table:
 
 
 def same_words(seed: int) -> Run:
-    return Run(table(LETTERS, 2 * seed), table(LETTERS, 2 * seed + 1), seed=seed)
+    return Run(table(LETTERS, 2 * seed), table(LETTERS, 2 * seed + 1), seed=seed, reference=table(LETTERS, 1000 + seed))
 
 
 def other_words(seed: int) -> Run:
@@ -255,6 +295,14 @@ RULES = (
     ("primal", 0.9),
     ("primal", 0.4),
     ("nudging", 0.5),
+    ("bet", 0.2),
+    ("chow", 0.5),
+    ("diff", 0.1),
+    ("opt", 0.5),
+    ("token-v1", 0.1),
+    ("token-v2", 0.2),
+    ("token-v3", 0.5),
+    ("implicit-reward", 0.8),
     ("base", 0.0),
     ("aligned", 0.0),
 )
@@ -265,6 +313,8 @@ def failures(core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int
     wrong = []
     for k, run in enumerate(runs):
         for rule, threshold in RULES:
+            if rule == "implicit-reward" and run.base.words != run.aligned.words:
+                continue  # one vocabulary only
             run = replace(run, rule=rule, threshold=threshold, temperature=(1.0, 0.7, 1.0, 0.0)[k % 4])
             wanted = expected(run)
             for mode, draft in modes:

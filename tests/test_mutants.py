@@ -180,8 +180,8 @@ CORE_MUTANTS = [
         law_check,
     ),
     Mutant(
-        "coins that do not depend on the text number",
-        (("core/coins.cpp", "{ event, text_number, purpose, 0 }", "{ event, 0, purpose, 0 }"),),
+        "coins that mix up text number and purpose",
+        (("core/coins.cpp", "purpose, 0 }, { seed, 0 })[0]", "purpose - text_number, 0 }, { seed, 0 })[0]"),),
         coin_check,
     ),
     Mutant(
