@@ -218,9 +218,10 @@ def two_vocabularies(run: Run) -> list[Event]:
         keys += [key for key in dict.fromkeys(own) if key not in keys]
         of_id.append([keys.index(key) for key in own])
 
-    def row(role: int, ids: Sequence[int]) -> reference.Row:
+    def row(role: int, ids: Sequence[int], top_k: int = 0) -> reference.Row:
+        """Events as sums over ids; samplers act before, on a model's own vocabulary."""
         sums = np.full(len(keys), -np.inf)
-        np.logaddexp.at(sums, of_id[role], tables[role].row(ids))
+        np.logaddexp.at(sums, of_id[role], reference.shape(tables[role].row(ids), top_k=top_k))
         return sums
 
     said: list[Event] = []
@@ -229,7 +230,7 @@ def two_vocabularies(run: Run) -> list[Event]:
         ids = [[*table.prompt, *table.tokenise(sanitised(text))] for table in tables]
         raw = [row(role, ids[role]) for role in (0, 1)]
         decision = reference.decide(run.rule, run.threshold, *raw)
-        p, q = (reference.softmax(r, run.temperature) for r in raw)
+        p, q = (reference.softmax(row(role, ids[role], run.top_k), run.temperature) for role in (0, 1))
         place = len(said)
         coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
         draw = reference.draw(decision, p, q, coins)
@@ -256,7 +257,7 @@ def two_vocabularies(run: Run) -> list[Event]:
 
 def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int) -> tuple[int, bool]:
     """The i-th further token of a character, from the speaker alone; and whether it ends the text instead."""
-    q = reference.softmax(table.row(ids), run.temperature)
+    q = reference.softmax(reference.shape(table.row(ids), top_k=run.top_k), run.temperature)
     token = reference.inverse_distribution(q, reference.coin(run.seed, run.text_number, place, 16 + i))
     return token, table.words[token] == END
 
@@ -287,6 +288,15 @@ def same_words(seed: int) -> Run:
 
 def other_words(seed: int) -> Run:
     return Run(table(BASE_WORDS, 2 * seed), table(ALIGNED_WORDS, 2 * seed + 1), seed=seed)
+
+
+def alternating() -> Grammar:
+    """a, then b or " c", then a or " c", and so on; a text may end where no " c" is half said and not at its beginning."""
+    following = np.full((4, 256), -1, dtype=np.int32)
+    for state, (byte, then) in [(0, (b"a", 1)), (0, (b" ", 2)), (1, (b"b", 3)), (1, (b" ", 2)), (2, (b"c", 3))]:
+        following[state, byte[0]] = then
+    following[3] = following[0]
+    return Grammar(following, np.array([0, 1, 0, 1], dtype=np.int32))
 
 
 RULES = (

@@ -37,6 +37,21 @@ def test_two_vocabularies(core: law.Core) -> None:
     assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
 
 
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_one_vocabulary_under_a_grammar(core: law.Core, top_k: int) -> None:
+    """Draw, check, redraw; at temperature 0, and with two tokens left by top-k, often nothing legal has mass."""
+    runs = [replace(step.same_words(seed), grammar=step.alternating(), top_k=top_k) for seed in range(8)]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), *SPECULATIVE[1::4]]) == []
+    texts = {text_of(step.expected(run)) for run in runs}
+    assert len(texts) > 4 and all(run.grammar.after(0, text) >= 0 for run in runs for text in texts)
+
+
+@pytest.mark.parametrize("make", [step.same_words, step.other_words])
+def test_samplers_before_the_draw(core: law.Core, make: object) -> None:
+    runs = [replace(make(seed), top_k=3) for seed in range(6)]  # type: ignore[operator]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
+
+
 def test_another_text_number_is_another_text(core: law.Core) -> None:
     run = replace(step.same_words(3), text_number=2**63 + 5)
     assert step.failures(core, [run], [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
