@@ -46,13 +46,14 @@ bool KeptSet::contains(Token v) const {
     return std::binary_search(ids.begin(), ids.end(), v);
 }
 
-// {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included.
+// {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included. What lies within
+// 1e-13 of the threshold is kept: a token that meets it exactly (token-v2's best at t = 0) is not lost to rounding.
 static void keep_at_least(const Distribution & row, double threshold, KeptSet & kept) {
     if (threshold <= 0) return kept.everything();
     kept.ids.clear();
-    const double at_least = row.at_least(std::log(threshold));
+    const double best = row.logits()[row.top()], reach = row.reach(std::log(threshold) - 1e-13);
     for (size_t i = 0; i < row.size(); ++i) {
-        if (double(row.logits()[i]) >= at_least) kept.ids.push_back(Token(i));
+        if (double(row.logits()[i]) - best >= reach) kept.ids.push_back(Token(i));
     }
     kept.some();
 }
@@ -192,7 +193,7 @@ void keep_primal(const Distribution & p, double budget, KeptSet & kept) {
 }
 
 void keep_nudging(const Distribution & p, double gamma, KeptSet & kept) {
-    const bool sure = gamma <= 0 || double(p.logits()[p.top()]) >= p.at_least(std::log(gamma));
+    const bool sure = gamma <= 0 || 0 >= p.reach(std::log(gamma) - 1e-13);
     return sure ? kept.everything() : kept.nothing();
 }
 

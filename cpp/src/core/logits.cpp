@@ -164,10 +164,6 @@ void Distribution::probabilities(const float * logits, size_t n, double * out) c
     for (size_t i = 0; i < n; ++i) out[i] *= share;
 }
 
-double Distribution::at_least(double log_threshold) const {
-    return double(max_) + (log_threshold + log_total_) / inverse_;
-}
-
 size_t Distribution::clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const {
     const size_t at = b * BLOCK, length = std::min(BLOCK, n_ - at);
     if (one_hot_ || q.one_hot_) {
