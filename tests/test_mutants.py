@@ -292,9 +292,9 @@ def saving_check(core: law.Core) -> list[str]:
 
 
 EVENT = "const Token event   = draw_event(sequence, said);"
-DECIDE = "decide(settings_.rule, &base.at_rule, kept_);"
+DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), kept_);"
 COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
-GUESS = "row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL))"
+GUESS = "row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL))"
 
 STEP_MUTANTS = [
     Mutant(
@@ -320,7 +320,7 @@ STEP_MUTANTS = [
                 DECIDE,
                 "kad_rule shared = settings_.rule;\n"
                 "    if (shared.kind == KAD_RULE_PRIMAL) shared.threshold /= double(guesses_.size() + 1);\n"
-                "    decide(shared, &base.at_rule, kept_);",
+                "    " + DECIDE.replace("settings_.rule", "shared"),
             ),
         ),
         text_check,
@@ -328,7 +328,7 @@ STEP_MUTANTS = [
     Mutant(
         "guesses dropped for their value and drawn anew with fresh coins",
         (
-            ("runtime/generator.cpp", "static constexpr kad_role", "static size_t dropped;\nstatic constexpr kad_role"),
+            ("runtime/generator.cpp", "\nnamespace kad {\n", "\nnamespace kad {\n\nstatic size_t dropped;\n"),
             (
                 "runtime/generator.cpp",
                 "guesses_.push_back(x);",
@@ -355,7 +355,7 @@ STEP_MUTANTS = [
     ),
     Mutant(
         "a cache that forgets the guesses before they are compared",
-        (("runtime/generator.cpp", "speakers_[KAD_ROLE_BASE]->rows(side.context, said);", "(void) said;"),),
+        (("runtime/generator.cpp", "speakers_[role]->rows(side.context, said);", "(void) said;"),),
         saving_check,
     ),
 ]
