@@ -98,17 +98,15 @@ class Run:
             return np.ones(len(words), dtype=bool)
         return np.array([self.grammar.allows(self.state(text), word) for word in words])
 
+    def shape(self, ids: Sequence[int], logits: reference.Row) -> reference.Row:
+        """A speaker's samplers after these ids, as TableShaper in table_models.cpp."""
+        shaped = np.float32(logits).copy()
+        shaped[ids[-1]] -= np.float32(self.penalty)
+        return reference.shape(shaped, top_k=self.top_k)
+
     def speak(self, ids: Sequence[int]) -> Callable[[reference.Row], reference.Row]:
-        """A speaker's samplers and temperature after these ids, as TableShaper in table_models.cpp."""
-
-        def spoken(logits: reference.Row) -> reference.Row:
-            shaped = np.float32(logits).copy()
-            shaped[ids[-1]] -= np.float32(self.penalty)
-            if self.top_k:
-                shaped = reference.shape(shaped, top_k=self.top_k)
-            return reference.softmax(shaped, self.temperature)
-
-        return spoken
+        """Its samplers and temperature."""
+        return lambda logits: reference.softmax(self.shape(ids, logits), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -237,19 +235,26 @@ def two_vocabularies(run: Run) -> list[Event]:
         keys += [key for key in dict.fromkeys(own) if key not in keys]
         of_id.append([keys.index(key) for key in own])
 
-    def row(role: int, ids: Sequence[int]) -> reference.Row:
+    def events(role: int, own: reference.Row) -> reference.Row:
         sums = np.full(len(keys), -np.inf)
-        np.logaddexp.at(sums, of_id[role], tables[role].row(ids))
+        np.logaddexp.at(sums, of_id[role], own)
         return sums
 
     said: list[Event] = []
     text = b""
     while len(said) < run.max_tokens:
         ids = [[*table.prompt, *table.tokenise(sanitised(text))] for table in tables]
-        raw = [row(role, ids[role]) for role in (0, 1)]
+        own = [tables[role].row(ids[role]) for role in (0, 1)]
+        raw = [events(role, own[role]) for role in (0, 1)]
         place = len(said)
         ok = run.allows(text, [key if isinstance(key, bytes) else key[1] for key in keys])
-        draw = draw_one(run, raw, None, ok, lambda r: reference.softmax(r, run.temperature), place)
+        if ok.all():  # each speaker's samplers act on its own ids
+            coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
+            shaped = [events(role, run.shape(ids[role], own[role])) for role in (0, 1)]
+            spoken = [reference.softmax(r, run.temperature) for r in shaped]
+            draw = reference.draw(reference.decide(run.rule, run.threshold, *raw), *spoken, coins)
+        else:
+            draw = draw_one(run, raw, None, ok, lambda r: reference.softmax(r, run.temperature), place)
         key = keys[draw.token]
         if key == END:
             break
@@ -277,7 +282,7 @@ def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int, ok: N
 
     One that the grammar refuses is drawn again, by a coin of its own, among those that it allows.
     """
-    q = reference.softmax(table.row(ids), run.temperature)
+    q = run.speak(ids)(table.row(ids))
     token = reference.inverse_distribution(q, reference.coin(run.seed, run.text_number, place, 16 + i))
     if not ok[token]:
         again = reference.coin(run.seed, run.text_number, place, 2**32 + i)

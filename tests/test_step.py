@@ -41,8 +41,9 @@ SAMPLERS = ({"top_k": 2}, {"penalty": 1.5}, {"top_k": 3, "penalty": -1.0}, {})
 
 
 def test_samplers(core: law.Core) -> None:
-    """They look at the speaker's context, guesses included."""
+    """They look at the speaker's context, guesses included; across vocabularies each at its own."""
     runs = [replace(step.same_words(seed), **SAMPLERS[seed % 3]) for seed in range(16)]
+    runs += [replace(step.other_words(seed), **SAMPLERS[seed % 3]) for seed in range(16)]
     assert (
         step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 2), (step.SPECULATIVE, 5)]) == []
     )
