@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,6 +83,28 @@ def widened(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchmarks.widen import widen
 
     return widen(smollm, tmp_path_factory.mktemp("widened") / "smollm2-x2-q8_0.gguf", factor=2, noise=0.05)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tests/cpp's programs, built with the library alone as it was installed to a folder of its own."""
+    import llama_cpp
+
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if cmake is None:
+        pytest.fail("cmake is not installed: pip install cmake")
+    folder, llama = tmp_path_factory.mktemp("library"), Path(llama_cpp.__file__).parents[1]
+    prefix = folder / "prefix"
+    for source, name, paths in ((ROOT, "library", llama), (ROOT / "tests" / "cpp", "programs", f"{prefix};{llama}")):
+        configure = [cmake, "-S", source, "-B", folder / name, f"-DCMAKE_PREFIX_PATH={paths}"]
+        for command in (
+            [*configure, f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DKAD_PYTHON=OFF"],
+            [cmake, "--build", folder / name, "--parallel", str(os.cpu_count() or 1)],
+            [cmake, "--install", folder / name],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return prefix / "bin"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

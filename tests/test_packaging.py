@@ -185,25 +185,8 @@ def test_a_missing_libllama_is_named(tmp_path: Path) -> None:
 # ---- The library alone -----------------------------------------------------------------------------------------------
 
 
-def test_a_cpp_program_finds_and_uses_the_installed_library(tmp_path: Path) -> None:
-    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if cmake is None:
-        skip_or_fail("cmake is not installed: pip install cmake")
-
-    def build(source: Path, name: str, prefix: Path) -> None:
-        folder = tmp_path / name
-        configure = [cmake, "-S", source, "-B", folder, f"-DCMAKE_PREFIX_PATH={prefix}"]
-        for command in (
-            [*configure, f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}", "-DKAD_PYTHON=OFF"],
-            [cmake, "--build", folder, "--parallel", str(os.cpu_count() or 1)],
-            [cmake, "--install", folder],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-            assert done.returncode == 0, done.stdout + done.stderr
-
-    build(ROOT, "library", Path(llama_cpp.__file__).parents[1])
-    build(ROOT / "tests" / "cpp", "example", tmp_path / "prefix")
-    program = tmp_path / "prefix" / "bin" / "example"
+def test_a_cpp_program_finds_and_uses_the_installed_library(programs: Path) -> None:
+    program = programs / "example"
     usage = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert usage.returncode == 2
     assert "usage:" in usage.stderr

@@ -468,11 +468,13 @@ typedef struct kad_stats {
     int32_t drafted;               /* guesses that an outcome was compared with */
     int32_t accepted;              /* of them right */
     int32_t aligned_tokens;        /* events said by the aligned model */
-    double  deferred_mass;         /* mean alpha over the events */
+    double  deferred_mass;         /* mean alpha over the events; NaN under implicit-reward */
     double  prompt_s;              /* until both prompts were evaluated */
     double  generate_s;            /* after that, inside kad_sequence_step */
     double  base_eval_s;           /* of generate_s: in llama_decode + llama_synchronize of the base */
     double  aligned_eval_s;
+    int32_t reference_passes;
+    double  reference_eval_s;
 } kad_stats;
 
 /* How the run went so far. KAD_BAD_STATE once a later sequence superseded this one: read it before. */
@@ -480,6 +482,85 @@ KAD_API kad_status kad_sequence_stats(const kad_sequence * sequence, kad_stats *
 
 /* Why the mode that ran is not the one asked for; "" when it is. Lives as long as the sequence. */
 KAD_API const char * kad_sequence_note(const kad_sequence * sequence);
+
+/* ---- In somebody else's llama.cpp program ----------------------------------------------------------------------------- *
+ * A llama_sampler that turns the base's logits into log pi, for the sampler chain of a program that runs the base itself.
+ * The program also loads the aligned model and makes a context for it; the sampler keeps one sequence of that context in
+ * step.
+ *
+ *     kad_sampler_params sp = kad_sampler_default_params();
+ *     sp.base_model = base_model;                    // so that the vocabularies are compared now
+ *     sp.aligned    = aligned_context;
+ *     sp.prompt     = ids; sp.n_prompt = n;          // what the base's context has evaluated
+ *     struct llama_sampler * kad = NULL;
+ *     if (kad_sampler_init(&sp, &kad) != KAD_OK) { puts(kad_last_error()); return 1; }
+ *     llama_sampler_chain_add(chain, kad);           // first; the chain owns it now
+ *     llama_sampler_chain_add(chain, llama_sampler_init_dist(seed));
+ *     ... llama_sampler_sample(chain, base_context, -1), llama_decode() of what it gave, until llama_vocab_is_eog() ...
+ *     if (kad_sampler_status(kad) != KAD_OK) puts(kad_last_error());
+ *
+ * Both models need one vocabulary (a padded tail aside). Neither model's logits are shaped before the mixture: samplers that
+ * follow act on pi. llama.cpp's typical sampler is undefined where tokens are impossible, as many are here: leave it off. */
+
+struct llama_sampler; /* llama.cpp's; this header needs none of llama.h */
+struct llama_model;
+struct llama_context;
+
+typedef struct kad_sampler_params {
+    size_t                     size;             /* sizeof(kad_sampler_params) */
+    kad_rule                   rule;             /* its temperature a number: that of the chain is not known here */
+    const struct llama_model * base_model;       /* NULL = unknown: then only sizes are compared, at the first row, and
+                                                    the text's end stands at the aligned model's end-of-sequence token */
+    struct llama_context *     aligned;          /* must outlive the sampler and its clones, as must the reference */
+    int32_t                    aligned_seq_id;   /* an empty sequence of that context, the sampler's until it is freed */
+    struct llama_context *     reference;        /* rule implicit-reward: of the small model before alignment; else NULL */
+    int32_t                    reference_seq_id;
+    const int32_t *            prompt;           /* token ids, copied; evaluated in blocks of the context's n_batch */
+    size_t                     n_prompt;         /* 0 = none yet, for kad_sampler_row() */
+} kad_sampler_params;
+
+/* Rule dual at 0.4, sequence 0, everything else 0 or NULL. */
+KAD_API kad_sampler_params kad_sampler_default_params(void);
+
+/* Makes the sampler and evaluates the prompt. Free it with llama_sampler_free(), or with the chain that owns it.
+ *
+ *   apply   Replaces every logit by log pi, -inf for what cannot be said: control tokens, tokens without bytes, a padded
+ *           tail, and all end-of-generation ids of either model but one of the base's (its end-of-sequence token where it
+ *           has one), which stands for them all. Needs the whole vocabulary in any order, so it comes first in the chain.
+ *           May be called again without an accept: nothing is evaluated then.
+ *   accept  Remembers the token. It is evaluated at the next apply: the last token of a text never is, and several
+ *           accepted at once are one pass. The prompt was given here; do not accept it again.
+ *   reset   Back to the prompt, and forgets an error. The common prefix stays in the cache; a cache that cannot drop a
+ *           suffix (recurrent, hybrid, a sliding window that has moved on) is evaluated again from the start.
+ *   clone   Takes a free sequence of the aligned context (an empty one below its n_seq_max; make it with n_seq_max > 1) and
+ *           one of the reference's, and copies the cells (a recurrent or hybrid cache is evaluated again). With none free
+ *           the clone has failed from the start, with KAD_BAD_STATE, and reset does not mend it.
+ *   free    Gives the sequences back, empty.
+ *
+ * These cannot answer errors: kad_sampler_status() does. After an error apply leaves only end of generation possible, so
+ * that the host's loop ends: all other logits are lowered by 1e6, which is probability 0 at any temperature below 1000 (and
+ * not -inf, so that a grammar which forbids the end here can go on until it does not).
+ *
+ * One thread at a time per context. Between calls the context may be used for other sequences.
+ *
+ * KAD_INVALID_ARGUMENT: vocabularies that differ (the message has the first five ids), a sequence in use, a missing or
+ * needless reference, rule temperature "sampling". KAD_MODEL_ERROR, KAD_CONTEXT_TOO_SMALL, KAD_EVALUATION_FAILED,
+ * KAD_INTERRUPTED (the context's own abort callback), KAD_LIBRARY_MISMATCH. */
+KAD_API kad_status kad_sampler_init(const kad_sampler_params * params, struct llama_sampler ** out);
+
+/* KAD_OK, or what apply, accept, clone or reset met first since the last reset, with its message in kad_last_error().
+ * KAD_INVALID_ARGUMENT for a sampler of another kind, the chain itself included. */
+KAD_API kad_status kad_sampler_status(const struct llama_sampler * sampler);
+
+/* The id at which end of generation stands, into *id; -1 when neither vocabulary has one. */
+KAD_API kad_status kad_sampler_end(const struct llama_sampler * sampler, int32_t * id);
+
+/* For hosts that hand over a row of logits instead of sampling through a chain: brings the aligned (and reference) sequence
+ * to exactly `ids`, the tokens that the base evaluated (what is common stays, the rest is rewound, what is missing
+ * evaluated), and replaces the base's n_vocab logits at the next position by log pi. On an error logits are left as they
+ * are, and the next call starts anew. */
+KAD_API kad_status kad_sampler_row(struct llama_sampler * sampler, const int32_t * ids, size_t n_ids, float * logits,
+                                   size_t n_vocab);
 
 /* ---- Reproducible passes ------------------------------------------------------------------------------------------------ */
 

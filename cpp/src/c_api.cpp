@@ -6,6 +6,7 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
+#include "params.h"
 #include "runtime/engine.h"
 #include "runtime/file.h"
 #include "runtime/interrupt.h"
@@ -24,28 +25,12 @@ struct kad_sequence : Sequence {
 
 namespace {
 
-constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
-
 kad_role role_of(int32_t role) {
-    if (role != KAD_ROLE_BASE && role != KAD_ROLE_ALIGNED) {
+    if (role < 0 || role >= ROLE_COUNT) {
         throw Error(KAD_INVALID_ARGUMENT,
-                    "role " + std::to_string(role) + " is unknown; expected 0 (base) or 1 (aligned)");
+                    "role " + std::to_string(role) + " is unknown; expected 0 (base), 1 (aligned) or 2 (reference)");
     }
     return kad_role(role);
-}
-
-// A struct of an older, shorter header is completed with defaults; a longer one comes from a newer header.
-template <typename Params>
-Params completed(const Params * given, const Params & defaults, const char * name) {
-    need(given, name);
-    if (given->size < sizeof(size_t) || given->size > sizeof(Params)) {
-        throw Error(KAD_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(given->size) +
-                                              "; expected up to " + std::to_string(sizeof(Params)) +
-                                              ": start from the default params of this library");
-    }
-    Params params = defaults;
-    std::memcpy(&params, given, given->size);
-    return params;
 }
 
 ModelOptions model_options(const kad_model_params & params) {
@@ -66,14 +51,18 @@ EngineOptions engine_options(const kad_engine_params & params) {
     EngineOptions options;
     options.models[KAD_ROLE_BASE]      = model_options(params.base);
     options.models[KAD_ROLE_ALIGNED]   = model_options(params.aligned);
-    options.rule                       = params.rule;
-    options.n_ctx                      = params.n_ctx;
-    options.n_threads                  = params.n_threads;
-    options.reproducible               = params.reproducible != 0;
-    options.verbose                    = params.verbose != 0;
-    options.max_pass[KAD_ROLE_BASE]    = params.max_pass_base;
-    options.max_pass[KAD_ROLE_ALIGNED] = params.max_pass_aligned;
-    options.memory_limit               = params.memory_limit;
+    options.models[KAD_ROLE_REFERENCE] = model_options(params.reference);
+
+    options.rule                         = params.rule;
+    options.n_ctx                        = params.n_ctx;
+    options.n_threads                    = params.n_threads;
+    options.reproducible                 = params.reproducible != 0;
+    options.verbose                      = params.verbose != 0;
+    options.max_pass[KAD_ROLE_BASE]      = params.max_pass_base;
+    options.max_pass[KAD_ROLE_ALIGNED]   = params.max_pass_aligned;
+    options.max_pass[KAD_ROLE_REFERENCE] = params.max_pass_reference;
+
+    options.memory_limit = params.memory_limit;
     if (params.progress) {
         options.progress = [progress = params.progress, data = params.progress_user_data](double fraction) {
             return progress(fraction, data) != 0;
@@ -159,17 +148,17 @@ void check_sampling(const kad_sequence_params & params, size_t max_draft) {
 
 void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, const int32_t * ids, size_t n) {
     if (!engine.speaks(role)) return;
-    const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids";
-    const bool   used = role == KAD_ROLE_ALIGNED || engine.options().rule.kind != KAD_RULE_ALIGNED;
+    const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids"; // the reference has the aligned model's
+    const bool   used = role != KAD_ROLE_BASE || engine.options().rule.kind != KAD_RULE_ALIGNED;
     if (n == 0 && used)
         throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " is empty; expected a prompt of at least one token");
     if (n) need(ids, name);
     const size_t n_ctx = engine.model(role)->n_ctx();
     if (n > n_ctx) {
         throw Error(KAD_CONTEXT_TOO_SMALL, "the prompt has " + std::to_string(n) + " tokens for the " +
-                                               (role == KAD_ROLE_BASE ? "base" : "aligned") +
-                                               " model, but the context holds " + std::to_string(n_ctx) +
-                                               "; shorten the prompt or raise n_ctx");
+
+                                               role_name(role) + " model, but the context holds " +
+                                               std::to_string(n_ctx) + "; shorten the prompt or raise n_ctx");
     }
     sequence.sides[role].context.assign(ids, ids + n);
 }
@@ -232,12 +221,14 @@ kad_status kad_file_inspect(const char * path, kad_file_info * out) {
 }
 
 kad_engine_params kad_engine_default_params(void) {
-    kad_engine_params params    = {};
-    params.size                 = sizeof params;
-    params.base.n_gpu_layers    = -1;
-    params.aligned.n_gpu_layers = -1;
-    params.rule                 = { KAD_RULE_DUAL, 0.4, 1.0 };
-    params.n_ctx                = 4096;
+    kad_engine_params params      = {};
+    params.size                   = sizeof params;
+    params.base.n_gpu_layers      = -1;
+    params.aligned.n_gpu_layers   = -1;
+    params.reference.n_gpu_layers = -1;
+
+    params.rule  = { KAD_RULE_DUAL, 0.4, 1.0 };
+    params.n_ctx = 4096;
     return params;
 }
 
@@ -309,8 +300,7 @@ static const LlamaModel & model_for_text(const kad_engine * engine, int32_t role
     need(engine, "engine");
     const LlamaModel * model = engine->model(role_of(role));
     if (!model)
-        throw Error(KAD_INVALID_ARGUMENT,
-                    std::string("this engine has no ") + (role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+        throw Error(KAD_INVALID_ARGUMENT, std::string("this engine has no ") + role_name(kad_role(role)) + " model");
     return *model;
 }
 
@@ -401,6 +391,8 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         for (size_t i = 0; i < given.n_stops; ++i) sequence->stops.emplace_back(given.stops[i]);
         take_prompt(*sequence, *engine, KAD_ROLE_BASE, base_ids, n_base);
         take_prompt(*sequence, *engine, KAD_ROLE_ALIGNED, aligned_ids, n_aligned);
+        take_prompt(*sequence, *engine, KAD_ROLE_REFERENCE, aligned_ids, n_aligned);
+
         for (const kad_role role : ROLES) {
             Side & side = sequence->sides[role];
             if (!engine->speaks(role)) continue;
@@ -440,8 +432,9 @@ kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t
         sequence->said.clear();
         for (size_t i = 0; i < sequence->handed.size(); ++i) {
             const Said & said = sequence->handed[i];
-            tokens[i]         = { said.id,      said.source,     said.bytes.data(),  said.bytes.size(),
-                                  said.logprob, said.base_share, said.deferred_mass, said.guess };
+            tokens[i]         = { said.ids[0],       said.source,          said.bytes.data(),  said.bytes.size(),
+                                  said.logprob,      said.base_share,      said.deferred_mass, said.guess,
+                                  said.base_logprob, said.aligned_logprob, said.ids.data(),    said.ids.size() };
         }
         *n = int32_t(sequence->handed.size());
     });

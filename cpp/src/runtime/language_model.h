@@ -10,6 +10,13 @@
 
 namespace kad {
 
+inline constexpr kad_role ROLES[]    = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED, KAD_ROLE_REFERENCE };
+inline constexpr int      ROLE_COUNT = 3;
+
+inline const char * role_name(kad_role role) {
+    return role == KAD_ROLE_BASE ? "base" : role == KAD_ROLE_ALIGNED ? "aligned" : "reference";
+}
+
 // One model and the one sequence in its cache.
 class LanguageModel {
 public:

@@ -9,10 +9,9 @@
 #include "abort_guard.h"
 #include "llama.h"
 #include "llama_log.h"
+#include "token_table.h"
 
 namespace kad {
-
-static const char * role_name(kad_role role) { return role == KAD_ROLE_BASE ? "base" : "aligned"; }
 
 // ---- llama.cpp's own fields, by name ---------------------------------------------------------------------------------
 
@@ -228,27 +227,10 @@ void LlamaModel::read_vocabulary() {
     if (n <= 0 || llama_vocab_type(vocab_) == LLAMA_VOCAB_TYPE_NONE) {
         throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" has no vocabulary and cannot write text");
     }
-    bytes_.resize(size_t(n));
-    kinds_.resize(size_t(n));
-    types_.resize(size_t(n));
-    std::vector<char> buffer(256);
-    constexpr int     TYPES = LLAMA_TOKEN_ATTR_UNKNOWN | LLAMA_TOKEN_ATTR_UNUSED | LLAMA_TOKEN_ATTR_NORMAL |
-                              LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED | LLAMA_TOKEN_ATTR_BYTE;
-    for (int32_t id = 0; id < n; ++id) {
-        const int  attributes = llama_vocab_get_attr(vocab_, id);
-        const bool control    = (attributes & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN)) != 0;
-        int32_t    size       = llama_token_to_piece(vocab_, id, buffer.data(), int32_t(buffer.size()), 0, true);
-        if (size < 0) {
-            buffer.resize(size_t(-size));
-            size = llama_token_to_piece(vocab_, id, buffer.data(), int32_t(buffer.size()), 0, true);
-        }
-        bytes_[size_t(id)].assign(buffer.data(), size_t(std::max(0, size)));
-        types_[size_t(id)] = attributes & TYPES;
-        kinds_[size_t(id)] = llama_vocab_is_eog(vocab_, id) ? TokenKind::End
-                             : control                      ? TokenKind::Control
-                             : bytes_[size_t(id)].empty()   ? TokenKind::Empty
-                                                            : TokenKind::Text;
-    }
+    TokenTable table               = read_tokens(vocab_);
+    bytes_                         = std::move(table.bytes);
+    kinds_                         = std::move(table.kinds);
+    types_                         = std::move(table.types);
     const std::vector<Token> probe = tokenize("x", false);
     adds_space_                    = !probe.empty() && bytes_[size_t(probe[0])].substr(0, 1) == " ";
 

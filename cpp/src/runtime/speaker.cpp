@@ -2,10 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+
+#include "../core/draw.h"
 
 namespace kad {
 
-static const char * name_of(kad_role role) { return role == KAD_ROLE_BASE ? "base model" : "aligned model"; }
+static const char * name_of(kad_role role) {
+    static const char * const names[ROLE_COUNT] = { "base model", "aligned model", "reference model" };
+    return names[role];
+}
 
 Speaker::Speaker(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass)
     : model_(model), events_(events), role_(role), reproducible_(reproducible),
@@ -176,6 +182,46 @@ Token Speaker::draw_own(Row & row, double coin, double & logprob) {
     const Token v = own_.draw(coin);
     logprob       = own_.log_probability(v);
     return v;
+}
+
+// masked_: the own row with only ids of ok_ids left, after the samplers; false when none is left.
+bool Speaker::mask(const Row & row, const std::vector<uint8_t> & ok_ids) {
+    bool any = false;
+    masked_  = row.own;
+    for (size_t i = 0; i < masked_.size(); ++i) {
+        if (!ok_ids[i]) masked_[i] = -INFINITY;
+        any = any || masked_[i] > -INFINITY;
+    }
+    if (any && reading_.shaper) {
+        masked_shaped_.resize(masked_.size());
+        reading_.shaper->shape(tokens_.data(), row.length, row.event, masked_.data(), masked_shaped_.data(),
+                               masked_.size());
+        masked_.swap(masked_shaped_);
+    }
+    return any;
+}
+
+Token Speaker::draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, double coin, double & logprob) {
+    Token v = draw_allowed(own_, ok, coin); // own_ is this row: draw_own() came first
+    if (v >= 0) logprob = own_.log_probability(v);
+    if (v >= 0 || !mask(row, ok)) return v;
+    logprob = -INFINITY;
+    own_.set(masked_.data(), masked_.size(), reading_.temperature, name_of(role_));
+    return own_.draw(coin);
+}
+
+bool Speaker::restricted(const Row & row, const std::vector<uint8_t> & ok, std::vector<float> & buffer,
+                         Distribution & out) {
+    std::vector<uint8_t> ok_ids(row.own.size());
+    for (size_t i = 0; i < ok_ids.size(); ++i) {
+        const Token event = events_.event(role_, Token(i));
+        ok_ids[i]         = event >= 0 && ok[size_t(event)];
+    }
+    if (!mask(row, ok_ids)) return false;
+    buffer.resize(events_.size());
+    events_.project(role_, masked_.data(), buffer.data());
+    out.set(buffer.data(), buffer.size(), reading_.temperature, name_of(role_));
+    return true;
 }
 
 } // namespace kad

@@ -62,6 +62,14 @@ public:
     // A draw from this model alone, over its own ids, by one coin (further tokens of a character).
     Token draw_own(Row & row, double coin, double & logprob);
 
+    // The same among the ids with ok; logprob is still that of the whole row. If none of them has mass, from the row masked
+    // before the samplers; -1 when nothing is left.
+    Token draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, double coin, double & logprob);
+
+    // The row over events as this model speaks when only events with ok are left before its samplers, in `buffer`, which must
+    // outlive `out`. False when nothing is left.
+    bool restricted(const Row & row, const std::vector<uint8_t> & ok, std::vector<float> & buffer, Distribution & out);
+
     // Drops from the cache what does not belong to context.
     void trim(const std::vector<Token> & context);
 
@@ -81,12 +89,14 @@ private:
     bool               started_  = false; // prefill() has chosen what to reuse
     std::vector<Row>   rows_;             // slot length % size
     Distribution       own_;
+    std::vector<float> masked_, masked_shaped_;
 
     bool   evaluate_block(const std::vector<Token> & context, size_t n_rows);
     void   rewind(size_t keep);
     void   evaluate(const Token * tokens, size_t n, size_t n_rows);
     void   store(const float * logits, size_t length);
     void   read(Row & row, uint64_t event);
+    bool   mask(const Row & row, const std::vector<uint8_t> & ok_ids);
     size_t common_prefix(const std::vector<Token> & context) const;
     bool   has_row(size_t length) const { return rows_[length % rows_.size()].length == length; }
 };

@@ -24,8 +24,10 @@ VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned
 
 class EventSpace {
 public:
-    // Either vocabulary may be NULL: then events are the other one's ids.
-    EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal);
+    // Any vocabulary may be NULL: then events are the others' ids. A reference has the others' vocabulary.
+    EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal, const Vocabulary * reference = nullptr);
+
+    const Vocabulary * vocabulary(kad_role role) const { return sides_[role].vocabulary; }
 
     size_t size() const { return n_events_; }
     bool   shared_ids() const { return shared_ids_; } // events are ids
@@ -53,6 +55,8 @@ public:
     Token id(kad_role role, Token event) const;
     // The event that says id; -1 for one that cannot be drawn.
     Token event(kad_role role, Token id) const { return sides_[role].event_of[size_t(id)]; }
+    // Where vocabularies differ: the lowest id of `role` that is this byte and no more; -1 when there is none.
+    Token byte_id(kad_role role, uint8_t byte) const { return sides_[role].byte_ids[byte]; }
 
 private:
     struct Side {
@@ -63,9 +67,10 @@ private:
         std::vector<Token> event_of;       // id -> event, -1
         std::vector<Token> id_of;          // event -> lowest id, -1
         std::vector<Token> merged;         // ids that share their event with a lower id
+        std::vector<Token> byte_ids;       // 256, where vocabularies differ
     };
 
-    Side   sides_[2];
+    Side   sides_[ROLE_COUNT];
     size_t n_events_   = 0;
     bool   shared_ids_ = true;
     Token  end_        = -1;
