@@ -12,7 +12,7 @@ from kad_llama.errors import InvalidArgumentError
 
 __all__ = ["add_samplers", "sampler_keywords"]
 
-# flag, type, default, metavar, help. The keyword of `KadLlama.generate` is the flag's own name.
+# flag, type, default (for the help alone), metavar, help. The keyword of `KadLlama.generate` is the flag's own name.
 _FLAGS: tuple[tuple[str, type, float, str, str], ...] = (
     ("repeat-penalty", float, 1.0, "X", "divide the logits of tokens that were said"),
     ("repeat-last-n", int, 64, "N", "tokens that the penalties look back; -1 = all"),
@@ -32,12 +32,10 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", '\\"': '"', "\\\\": "\\"}
 def add_samplers(parser: argparse.ArgumentParser) -> None:
     """Add both groups of flags."""
     group = parser.add_argument_group("more samplers, of each model's own tokens")
-    group.add_argument(
-        "--typical", type=float, default=1.0, metavar="X", help="locally typical sampling (default 1.0: off)"
-    )
+    group.add_argument("--typical", type=float, metavar="X", help="locally typical sampling (default 1.0: off)")
     for name, kind, default, metavar, text in _FLAGS:
         shown = f"{text} (default {default}{': off' if name in _OFF else ''})"
-        group.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=shown)
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=shown)
     group.add_argument(
         "--dry-sequence-breaker",
         metavar="TEXT",
@@ -52,7 +50,7 @@ def add_samplers(parser: argparse.ArgumentParser) -> None:
         type=_bias,
         help="add to the logit of this one token; -inf or false bans it; may be repeated",
     )
-    group.add_argument("--mirostat", type=int, default=0, metavar="N", help="0; refused: it draws for itself")
+    group.add_argument("--mirostat", type=int, metavar="N", help="0; refused: it draws for itself")
     _add_grammar(parser)
 
 
@@ -76,20 +74,18 @@ def _bias(given: str) -> tuple[str, float]:
 
 
 def sampler_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of KadLlama.stream() that these flags stand for."""
-    names = [name.replace("-", "_") for name, *_ in _FLAGS]
+    """The keywords of KadLlama.stream() that these flags stand for, those that were given."""
+    names = ["mirostat", *(name.replace("-", "_") for name, *_ in _FLAGS)]
     keywords: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    keywords |= {"typical_p": arguments.typical, "mirostat": arguments.mirostat}
+    keywords["typical_p"] = arguments.typical
     if arguments.dry_sequence_breaker is not None:
         keywords["dry_sequence_breakers"] = _breakers(arguments.dry_sequence_breaker)
     if arguments.logit_bias is not None:
         keywords["logit_bias"] = dict(arguments.logit_bias)
     for name in ("grammar", "json_schema"):
         path = getattr(arguments, f"{name}_file")
-        given = getattr(arguments, name) if path is None else _read(name, path)
-        if given is not None:
-            keywords[name] = given
-    return keywords
+        keywords[name] = getattr(arguments, name) if path is None else _read(name, path)
+    return {name: value for name, value in keywords.items() if value is not None}
 
 
 def _breakers(given: list[str]) -> list[str]:
