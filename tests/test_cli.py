@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fake_engine import MODELS, FakeEngine, Pipe, Terminal, engine_fixture, toke
 from kad_llama.cli import answer, chat, main, output
 from kad_llama.cli import arguments as flags
 from kad_llama.errors import ContextError, InvalidArgumentError
+from kad_llama.settings import Settings
 
 # ---- Flags ---------------------------------------------------------------------------------------------------------
 
@@ -29,6 +31,9 @@ FLAGS = shlex.split("""
 -b --batch-size -ub --ubatch-size --no-mmap --mlock
 -ngla -faa -ctka -ctva -ba -uba --no-mmapa --mlocka
 --color --stats --json --verbose --version
+--typical --repeat-penalty --repeat-last-n --presence-penalty --frequency-penalty --dry-multiplier --dry-base
+--dry-allowed-length --dry-penalty-last-n --dry-sequence-breaker --xtc-probability --xtc-threshold -l --logit-bias --mirostat
+--grammar --grammar-file -j --json-schema -jf --json-schema-file
 """)
 
 
@@ -104,6 +109,64 @@ def test_every_flag_reaches_the_engine(engine: type[FakeEngine]) -> None:
             },
         )
     ]
+
+
+def test_sampler_flags_reach_the_engine(engine: type[FakeEngine]) -> None:
+    line = r"""
+        -p Hi --typical 0.9 --repeat-penalty 1.1 --repeat-last-n 32 --presence-penalty 0.5 --frequency-penalty -0.25
+        --dry-multiplier 0.8 --dry-base 2 --dry-allowed-length 3 --dry-penalty-last-n 99 --dry-sequence-breaker '\n'
+        --dry-sequence-breaker ';' --xtc-probability 0.5 --xtc-threshold 0.2 -l ' a=b=-1.5' -l x=false -l y=-inf
+        --mirostat 2 --grammar 'root ::= "x"'"""
+    assert main([*MODELS, *shlex.split(line)]) == 0
+    given = engine.made[0].calls[0][1]
+    assert {name: value for name, value in given.items() if name in read_settings_names()} == {
+        "typical_p": 0.9,
+        "repeat_penalty": 1.1,
+        "repeat_last_n": 32,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.25,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 99,
+        "dry_sequence_breakers": ["\n", ";"],
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "logit_bias": {" a=b": -1.5, "x": -math.inf, "y": -math.inf},
+        "mirostat": 2,
+        "grammar": 'root ::= "x"',
+    }
+
+
+def read_settings_names() -> set[str]:
+    """The keywords that only the sampler and grammar flags set."""
+    names = {field.name for field in fields(Settings)}
+    return names - {"max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "draft", "spec"}
+
+
+def test_no_sampler_flag_leaves_the_defaults_to_the_engine(engine: type[FakeEngine]) -> None:
+    assert main([*MODELS, "-p", "Hi", "--dry-sequence-breaker", "none"]) == 0
+    given = engine.made[0].calls[0][1]
+    assert {name: given[name] for name in given.keys() & read_settings_names()} == {"dry_sequence_breakers": []}
+
+
+def test_grammar_files(engine: type[FakeEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_bytes(b'\xef\xbb\xbf{"type": "object"}')
+    assert main([*MODELS, "-p", "Hi", "-jf", str(schema)]) == 0
+    assert engine.made[0].calls[0][1]["json_schema"] == '{"type": "object"}'
+    schema.write_bytes(b"root ::= \xff")
+    for name, words in ((str(schema), "not UTF-8 at byte 9"), (str(tmp_path / "gone"), "cannot read the grammar")):
+        assert main([*MODELS, "-p", "Hi", "--grammar-file", name]) != 0
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["-l x", "-l =1", "-l x=nan", "-l x=much", "--grammar a --json-schema {}", "--typical x"]
+)
+def test_sampler_flags_that_mean_nothing(line: str, engine: type[FakeEngine]) -> None:
+    assert main([*MODELS, "-p", "Hi", *line.split()]) != 0
+    assert not engine.made
 
 
 def test_defaults_are_those_of_the_issue(engine: type[FakeEngine]) -> None:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,13 @@ from kad_llama.errors import InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
 from kad_llama.rules import RULES, c_rule
-from kad_llama.stream import Settings, Stream, read_settings
+from kad_llama.settings import Settings, read_settings, show_settings
+from kad_llama.stream import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from kad_llama.settings import Keywords
 
 __all__ = ["KadLlama", "ModelInfo", "VocabInfo"]
 
@@ -353,35 +359,43 @@ class KadLlama:
 
     # ---- Generating -------------------------------------------------------------------------------------------------
 
-    def generate(
-        self,
-        prompt: Messages,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        draft: int = 3,
-        spec: bool = True,
-        logprobs: bool = False,
-        raw: bool = False,
-        text_number: int = 0,
-    ) -> Generation:
+    @show_settings
+    def generate(self, prompt: Messages, *, raw: bool = False, **settings: Unpack[Keywords]) -> Generation:
         """Write one answer.
 
         Parameters
         ----------
         prompt
             A user's message, or chat messages: dicts with "role" and "content". With `raw`, the text to go on from.
+        raw
+            No templates: both models go on from the text as it stands, special-token spellings read as tokens.
         max_tokens
             Most events, 0 or more; a character made of several tokens is one event.
         temperature
             How each model speaks, >= 0; 0 is its best token. Who speaks is decided at the rule temperature.
-        top_k, top_p, min_p
-            llama.cpp's samplers, applied to each model's own distribution; 0, 1.0 and 0.0 are off.
+        top_k, top_p, min_p, typical_p
+            llama.cpp's samplers, applied to each model's own distribution: >= 0, (0, 1], [0, 1), (0, 1]; 0, 1.0, 0.0 and 1.0
+            are off. Their order, and that of the next ones, is llama.cpp's: logit bias, penalties, DRY, top-k, typical,
+            top-p, min-p, XTC, temperature.
+        repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n
+            Penalties on the model's own last `repeat_last_n` tokens (>= 0, -1 is all), prompt included: > 0 (1.0 is off),
+            and -1e6 to 1e6 (0.0 is off).
+        dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n, dry_sequence_breakers
+            DRY, against repeated sequences: >= 0 (0.0 is off), >= 1, >= 0, tokens looked back (-1 is all), strings of at
+            most 40 bytes that no sequence crosses.
+        xtc_probability, xtc_threshold
+            XTC drops the top tokens but the last that reaches the threshold: [0, 1] (0.0 is off), [0, 1] (above 0.5 is off).
+            Its coin is a function of the seed, the position and the speaker.
+        logit_bias
+            What is added to a token's logit, by its text: finite, or ``-math.inf`` to ban it. The text must be one token of
+            every model; the spelling of any model's end of generation is meant for all of them.
+        mirostat
+            0. Anything else is refused: mirostat draws for itself.
+        grammar
+            GBNF as a str or a ``llama_cpp.LlamaGrammar``: the text is drawn from the mixture restricted to what may come
+            next. One that ends by itself is a sentence of the grammar.
+        json_schema
+            A JSON schema, str or dict, instead of a grammar. Keywords that llama.cpp's converter would ignore are refused.
         seed
             0 to 2**64 - 1; None draws one. The result has it.
         stop
@@ -392,8 +406,6 @@ class KadLlama:
             False runs both models at every token, the reference.
         logprobs
             Fill `logprob` and `base_share` of every token; a lazy run then is a plain one.
-        raw
-            No templates: both models go on from the text as it stands, special-token spellings read as tokens.
         text_number
             Which text of this seed: the turn of a chat, the index within several texts.
 
@@ -407,21 +419,7 @@ class KadLlama:
             On Ctrl-C, within a pass where the backend can stop, whatever the program's own handler does; the instance
             stays usable. This and every error in mid-text has the text so far as its attribute `partial`, a `Generation`.
         """
-        stream = self.stream(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-            draft=draft,
-            spec=spec,
-            logprobs=logprobs,
-            raw=raw,
-            text_number=text_number,
-        )
+        stream = self.stream(prompt, raw=raw, **settings)
         try:
             with stream:
                 for _ in stream:
@@ -431,23 +429,8 @@ class KadLlama:
             raise
         return stream.result
 
-    def stream(
-        self,
-        prompt: Messages,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        draft: int = 3,
-        spec: bool = True,
-        logprobs: bool = False,
-        raw: bool = False,
-        text_number: int = 0,
-    ) -> Stream:
+    @show_settings
+    def stream(self, prompt: Messages, *, raw: bool = False, **settings: Unpack[Keywords]) -> Stream:
         """Write one answer token by token: parameters and errors of `generate`.
 
         Returns
@@ -457,22 +440,10 @@ class KadLlama:
             While it is open, other threads wait and further calls in this thread raise `StateError`.
         """
         self._need_open()
-        settings = read_settings(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-            draft=draft,
-            spec=spec,
-            logprobs=logprobs,
-            text_number=text_number,
-        )
+        chosen = read_settings(**settings)
         release = self._acquire()
         try:
-            return self._start(prompt, raw, settings, release)
+            return self._start(prompt, raw, chosen, release)
         except BaseException:
             release()
             raise

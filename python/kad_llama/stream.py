@@ -9,8 +9,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import check, text
-from kad_llama.errors import InvalidArgumentError, StateError
+from kad_llama.errors import StateError
 from kad_llama.generation import Generation, Stats, Token
 from kad_llama.prompts import Prompt
-from kad_llama.rules import number
+from kad_llama.settings import Settings, read_settings
 
 __all__ = ["Settings", "Stream", "read_settings"]
 
@@ -31,6 +31,13 @@ _MODES: dict[int, Literal["speculative", "lazy", "plain"]] = {
     lib.KAD_MODE_LAZY: "lazy",
     lib.KAD_MODE_PLAIN: "plain",
 }
+# Numbers that the C API takes by the same name.
+_PLAIN = (
+    *("text_number", "temperature", "max_tokens", "mirostat"),
+    *("top_k", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold"),
+    *("repeat_penalty", "frequency_penalty", "presence_penalty", "repeat_last_n"),
+    *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+)
 _GUESSES: tuple[Literal["none", "right", "corrected"], ...] = ("none", "right", "corrected")
 _SOURCES: tuple[Literal["base", "aligned", "joint"], ...] = ("base", "aligned", "joint")
 
@@ -39,76 +46,10 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The keywords of `KadLlama.generate`, checked."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
-    stop: tuple[str, ...]
-    draft: int
-    spec: bool
-    logprobs: bool
-    text_number: int
-
-
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= int(value) <= high:
-        raise InvalidArgumentError(f"{name} is {value!r}; expected a whole number {low} to {high}")
-    return int(value)
-
-
-def _stops(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    if isinstance(stop, str):
-        stop = [stop]
-    if not isinstance(stop, Sequence):
-        raise InvalidArgumentError(f"stop is {stop!r}; expected a string or a list of strings")
-    for item in stop:
-        if not isinstance(item, str) or not item or "\0" in item:
-            raise InvalidArgumentError(f"stop has {item!r}; expected strings of at least one character, without NUL")
-        try:
-            item.encode()
-        except UnicodeEncodeError:
-            raise InvalidArgumentError(
-                f"stop has {item!r}, a lone surrogate; expected text that UTF-8 can encode"
-            ) from None
-    return tuple(stop)
-
-
-def read_settings(
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int | None,
-    stop: str | Sequence[str] | None,
-    draft: int,
-    spec: bool,
-    logprobs: bool,
-    text_number: int,
-) -> Settings:
-    """Check the keywords of `KadLlama.generate`; draw a seed when there is none."""
-    return Settings(
-        max_tokens=_whole("max_tokens", max_tokens, 0, 2**31 - 1),
-        temperature=number("temperature", temperature),
-        top_k=_whole("top_k", top_k, 0, 2**31 - 1),
-        top_p=number("top_p", top_p),
-        min_p=number("min_p", min_p),
-        seed=secrets.randbits(32) if seed is None else _whole("seed", seed, 0, 2**64 - 1),
-        stop=_stops(stop),
-        draft=_whole("draft", draft, 0, 2**31 - 1),
-        spec=bool(spec),
-        logprobs=bool(logprobs),
-        text_number=_whole("text_number", text_number, 0, 2**64 - 1),
-    )
+def _strings(texts: Iterable[str]) -> tuple[list[Any], Any]:
+    """Return a ``char *[]`` and, first, what it points to: both must live as long as it is read."""
+    owned = [ffi.new("char[]", text.encode()) for text in texts]
+    return owned, ffi.new("char *[]", owned)
 
 
 class Stream:
@@ -124,6 +65,7 @@ class Stream:
         self._closing = False
         self._engine = engine
         self._settings = settings
+        self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._release: Callable[[], None] | None = None
         self._sequence: Any = ffi.NULL
         self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
@@ -140,20 +82,33 @@ class Stream:
     def _open(self, prompt: Prompt) -> None:
         chosen = self._settings
         params = ffi.new("kad_sequence_params *", lib.kad_sequence_default_params())
-        for name in ("seed", "text_number", "temperature", "top_k", "top_p", "min_p", "max_tokens"):
+        params.seed = self._seed
+        for name in _PLAIN:
             setattr(params, name, getattr(chosen, name))
         params.mode = lib.KAD_MODE_PLAIN
         if chosen.spec:
             params.mode = lib.KAD_MODE_SPECULATIVE if chosen.draft else lib.KAD_MODE_LAZY
         params.draft = max(1, chosen.draft)
         params.logprobs = chosen.logprobs
-        stops = [ffi.new("char[]", stop.encode()) for stop in (*chosen.stop, *prompt.stops)]
-        c_stops = ffi.new("char *[]", stops)
-        params.n_stops, params.stops = len(stops), c_stops
+        biases = chosen.logit_bias or {}
+        lists = {
+            "stops": (*(chosen.stop or ()), *prompt.stops),
+            "dry_sequence_breakers": chosen.dry_sequence_breakers,
+            "bias_texts": tuple(biases),
+        }
+        alive = {name: _strings(texts) for name, texts in lists.items()}
+        for name, (_, array) in alive.items():
+            setattr(params, name, array)
+        params.n_stops, params.n_dry_sequence_breakers, params.n_biases = (len(texts) for texts in lists.values())
+        values = ffi.new("double[]", list(biases.values()))
+        params.biases = values
+        grammar = ffi.NULL if chosen.grammar is None else ffi.new("char[]", chosen.grammar.encode())
+        params.grammar = grammar
         base, aligned = (ffi.new("int32_t[]", ids or []) for ids in (prompt.base_ids, prompt.aligned_ids))
         out = ffi.new("kad_sequence **")
         check(lib.kad_sequence_open(self._engine, params, base, len(base), aligned, len(aligned), out))
         self._sequence = out[0]
+        del alive
 
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
@@ -319,7 +274,7 @@ class Stream:
         elif finish in (lib.KAD_FINISH_EOG, lib.KAD_FINISH_STOP):
             reason = "stop"
         joined = "".join(token.text for token in self._tokens)
-        return Generation(joined, list(self._tokens), reason, self._settings.seed, self._read_stats())
+        return Generation(joined, list(self._tokens), reason, self._seed, self._read_stats())
 
     @property
     def partial(self) -> Generation | None:

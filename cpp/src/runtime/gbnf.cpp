@@ -255,7 +255,7 @@ private:
             if (!found) fail("expected " + std::to_string(digits) + " hexadecimal digits in the escape");
             value = value << 4 | uint32_t((found - hex) % 16);
         }
-        if (value == 0 || value > 0x10FFFF) fail("expected a character from U+0001 to U+10FFFF");
+        if (value > 0x10FFFF) fail("expected a character up to U+10FFFF");
         at_ += 2 + digits;
         return value;
     }

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from kad_llama.cli.samplers import add_samplers, sampler_keywords
+
 USAGE = """\
 kad-llama -m BASE.gguf -a ALIGNED.gguf [-p TEXT | -f FILE] [options]
        kad-llama --demo [-p TEXT | -f FILE] [options]
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _add_models(result)
     _add_prompt(result)
     _add_sampling(result)
+    add_samplers(result)
     _add_rule(result)
     _add_speed(result)
     _add_llama(result)
@@ -268,6 +271,7 @@ def answer_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
         "min_p": arguments.min_p,
+        **sampler_keywords(arguments),
         "seed": arguments.seed,
         "stop": arguments.stop,
         "draft": arguments.draft,
