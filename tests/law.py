@@ -31,9 +31,11 @@ from kad_llama import reference
 ROOT = Path(__file__).resolve().parents[1]
 LAST_COIN = 1.0 - 2.0**-53
 TOLERANCE = 1e-6
-RULE_KINDS = {"dual": 0, "primal": 1, "nudging": 2, "base": 3, "aligned": 4}
-CORE_SOURCES = [f"core/{name}.cpp" for name in ("coins", "deferral", "draw", "logits", "mixture", "reward")] + ["c_api_rows.cpp"]
+RULE_KINDS = {name: kind for kind, name in enumerate(reference.RULES)}
+SOURCES = ("coins", "deferral", "draw", "logits", "mixture", "reward")
+CORE_SOURCES = [f"core/{name}.cpp" for name in SOURCES] + ["c_api_rows.cpp"]
 SAMPLING = -1.0  # KAD_RULE_TEMPERATURE_SAMPLING
+SPEAKERS: tuple[reference.Source, ...] = ("base", "aligned", "joint")  # by kad_source
 
 Row32 = NDArray[np.float32]
 
@@ -104,7 +106,7 @@ def under_test() -> Core:
 
 @dataclass(frozen=True)
 class Case:
-    """A pair of rows, a rule and how the speakers speak."""
+    """A pair of rows (three for implicit-reward), a rule and how the speakers speak."""
 
     base: Row32
     aligned: Row32
@@ -114,33 +116,44 @@ class Case:
     rule_temperature: float | str = 1.0
     top_p: float = 1.0
     name: str = ""
+    reference: Row32 | None = None
+
+    @property
+    def first(self) -> Row32:
+        """The logits in the place of p: the base's, or log pi for implicit-reward."""
+        row = reference.first_row(self.rule, self.threshold, self.base, self.aligned, self.reference)
+        return row.astype(np.float32)
 
     @property
     def base_shaped(self) -> Row32:
-        return reference.shape(self.base, top_p=self.top_p).astype(np.float32)
+        return reference.shape(self.first, top_p=self.top_p).astype(np.float32)
 
     @property
     def aligned_shaped(self) -> Row32:
         return reference.shape(self.aligned, top_p=self.top_p).astype(np.float32)
 
     @property
-    def keep(self) -> NDArray[np.bool_]:
-        return ~reference.deferral(
+    def decision(self) -> reference.Decision:
+        return reference.decide(
+            self.rule,
+            self.threshold,
             self.base,
             self.aligned,
-            rule=self.rule,
-            threshold=self.threshold,
             rule_temperature=self.rule_temperature,  # type: ignore[arg-type]
             temperature=self.temperature,
         )
 
-    def distributions(self) -> tuple[reference.Mask, reference.Row, reference.Row]:
-        """S, p' and q' as the oracle has them."""
+    def distributions(self) -> tuple[reference.Decision, reference.Row, reference.Row]:
+        """The decision, p' and q' as the oracle has them."""
         return (
-            self.keep,
+            self.decision,
             reference.softmax(self.base_shaped, self.temperature),
             reference.softmax(self.aligned_shaped, self.temperature),
         )
+
+    @property
+    def joint(self) -> bool:
+        return reference.RULES[self.rule].keeper == "joint"
 
 
 def c_rule(core: Core, case: Case) -> Any:
@@ -153,9 +166,17 @@ def pointer(core: Core, values: NDArray[Any], kind: str) -> Any:
     return core.ffi.cast(kind, core.ffi.from_buffer(values, require_writable=False))
 
 
+def floats(core: Core, row: Row32 | None) -> Any:
+    """A contiguous row as `const float *`; NULL for none."""
+    if row is None:
+        return core.ffi.NULL
+    assert row.flags.c_contiguous and row.dtype == np.float32
+    return pointer(core, row, "const float *")
+
+
 def mixture(core: Core, case: Case) -> reference.Row:
     pi = np.full(case.base.size, np.nan)
-    rows = [pointer(core, np.ascontiguousarray(r), "const float *") for r in (case.base, case.aligned)]
+    rows = [floats(core, r) for r in (case.base, case.aligned, case.reference)]
     out = core.ffi.cast("double *", core.ffi.from_buffer(pi))
     check(core, core.lib.kad_mixture(c_rule(core, case), *rows, pi.size, case.temperature, out))
     return pi
@@ -163,7 +184,7 @@ def mixture(core: Core, case: Case) -> reference.Row:
 
 def deferral(core: Core, case: Case) -> reference.Mask:
     deferred = np.full(case.base.size, 9, dtype=np.uint8)
-    rows = [pointer(core, np.ascontiguousarray(r), "const float *") for r in (case.base, case.aligned)]
+    rows = [floats(core, r) for r in (case.base, case.aligned)]
     out = core.ffi.cast("uint8_t *", core.ffi.from_buffer(deferred))
     check(core, core.lib.kad_deferral(c_rule(core, case), *rows, deferred.size, case.temperature, out))
     assert set(deferred) <= {0, 1}
@@ -182,24 +203,26 @@ BlackBox = Callable[[Coins], reference.Draw]
 def core_draw(core: Core, case: Case) -> BlackBox:
     """kad_draw on a case, as a function of the coins."""
     ffi, lib = core.ffi, core.lib
-    rows = [case.base, case.aligned, case.base_shaped, case.aligned_shaped]
-    pointers = [pointer(core, r, "const float *") for r in rows]
+    shaped = [case.base_shaped, case.aligned_shaped] if case.top_p < 1 else [None, None]
+    rows = [case.base, case.aligned, case.reference, *shaped]
+    pointers = [floats(core, r) for r in rows]
     rule, coins, out = c_rule(core, case), ffi.new("double[4]"), ffi.new("kad_draw_result *")
     n, temperature = case.base.size, case.temperature
 
     def box(c: Coins) -> reference.Draw:
         coins[0], coins[1], coins[2], coins[3] = c
         check(core, lib.kad_draw(rule, *pointers, n, temperature, coins, out))
-        source: reference.Source = "aligned" if out.source else "base"
-        return reference.Draw(out.token, out.proposal, source, out.deferred_mass, out.logprob, out.base_share)
+        return reference.Draw(
+            out.token, out.proposal, SPEAKERS[out.source], out.deferred_mass, out.logprob, out.base_share
+        )
 
     box.rows = rows  # type: ignore[attr-defined]  # the pointers do not own what they point to
     return box
 
 
 def reference_draw(case: Case) -> BlackBox:
-    keep, p, q = case.distributions()
-    return lambda coins: reference.draw(keep, p, q, coins)
+    decision, p, q = case.distributions()
+    return lambda coins: reference.draw(decision, p, q, coins)
 
 
 # ---- Integration over the coins --------------------------------------------------------------------------------------
@@ -269,50 +292,61 @@ def _add(law: Law, box: BlackBox, weight: float, coins: tuple[float, float, floa
     law.shares.append((result.token, result.base_share, base_speaks))
 
 
-def hints(keep: reference.Mask, p: reference.Row, q: reference.Row) -> list[list[float]]:
+def hints(decision: reference.Decision, p: reference.Row, q: reference.Row) -> list[list[float]]:
     """Where a correct draw has its steps."""
-    pi, left = reference.mix(keep, p, q), reference.residual(keep, p, q)
+    pi, left = reference.mix(decision, p, q), reference.residual(decision, p, q)
     ratio = pi[q > 0] / q[q > 0]
     third = np.cumsum(left) / left.sum() if left.sum() > 0 else np.zeros(0)
-    return [list(np.cumsum(q)), [*p[keep][:1], *ratio], list(third)]
+    return [list(np.cumsum(q)), [*p[decision.kept][:1], *ratio], list(third)]
 
 
 def law_failures(box: BlackBox, case: Case) -> list[str]:
     """What is wrong with a draw's law, in words; nothing when it is the law of method.md, section 3.
 
-    P(y said by the base) = p'(y) [y in S] and P(y said by the aligned model) = alpha q'(y), in both branches: their
-    sum is pi. P(outcome = x) = 1 - TV(pi, q'). The proposal's own law is q'.
+    P(y said by the base) and P(y said by the aligned model) are their parts of pi: p'(y) [y in S] and alpha q'(y), or
+    with roles exchanged (1 - q'(T)) p'(y) and q'(y) [y in T], whatever the branch. P(outcome = x) = 1 - TV(pi, q'). The
+    proposal's own law is q'.
     """
-    keep, p, q = case.distributions()
-    pi, alpha = reference.mix(keep, p, q), reference.deferred_mass(keep, p)
-    law = integrate(box, pi.size, hints(keep, p, q))
+    decision, p, q = case.distributions()
+    pi, (by_base, by_aligned) = reference.mix(decision, p, q), reference.said(decision, p, q)
+    law = integrate(box, pi.size, hints(decision, p, q))
     expected = {
         "P(outcome)": (law.said.sum(axis=1), pi),
-        "P(outcome said by the base)": (law.said[:, 0], np.where(keep, p, 0.0)),
-        "P(outcome said by the aligned model)": (law.said[:, 1], alpha * q),
         "P(proposal)": (law.proposed, q),
         "P(outcome = proposal)": (np.array([law.guessed]), np.array([1 - reference.total_variation(q, pi)])),
     }
+    if decision.keeper != "joint":
+        expected["P(outcome said by the base)"] = (law.said[:, 0], by_base)
+        expected["P(outcome said by the aligned model)"] = (law.said[:, 1], by_aligned)
     wrong = [
         f"{case.name or case}: {what} is {got}, expected {wanted}"
         for what, (got, wanted) in expected.items()
         if not np.abs(got - wanted).max() < TOLERANCE
     ]
-    if keep.sum() > 1:
-        wrong += [
-            f"{case.name or case}: token {y} is the base's with {got}, base_share is {share}"
-            for y, share, got in law.shares
-            if not abs(got - share) < TOLERANCE or not abs(share - reference.base_share(keep, p, q)[y]) < TOLERANCE
-        ]
-    elif any(got not in (0.0, 1.0) for _, _, got in law.shares):
-        wrong.append(f"{case.name or case}: with at most one kept token the branch says who spoke, not a coin")
-    return wrong
+    return wrong + _source_failures(box, case, law, reference.base_share(decision, p, q))
+
+
+def _source_failures(box: BlackBox, case: Case, law: Law, share: reference.Row) -> list[str]:
+    """The coin that says who spoke: thrown in step 3 alone, and by nobody where nobody speaks alone."""
+    who, name = case.decision, case.name or case
+    if who.keeper == "joint":
+        sources = {box((c, 1 - c, c, c)).source for c in (0.01, 0.3, 0.5, 0.9)}
+        wrong = sources != {"joint"} or not all(np.isnan(told) for _, told, _ in law.shares)
+        return [f"{name}: {sources} spoke, with shares {law.shares}; expected joint and NaN"] if wrong else []
+    if who.keeper == "base" and who.kept.sum() <= 1:
+        wrong = any(got not in (0.0, 1.0) for _, _, got in law.shares)
+        return [f"{name}: with at most one kept token the branch says who spoke, not a coin"] if wrong else []
+    return [
+        f"{name}: token {y} is the base's with {got}, base_share is {told}"
+        for y, told, got in law.shares
+        if not abs(got - told) < TOLERANCE or not abs(told - share[y]) < TOLERANCE
+    ]
 
 
 def zero_failures(box: BlackBox, case: Case) -> list[str]:
     """Outcomes of probability zero at the edges of the coins: exactly 0, the smallest coin, the largest."""
-    keep, p, q = case.distributions()
-    pi = reference.mix(keep, p, q)
+    decision, p, q = case.distributions()
+    pi = reference.mix(decision, p, q)
     edges = (0.0, 2.0**-53, 0.5, LAST_COIN)
     wrong = []
     for c1 in edges:
@@ -352,6 +386,28 @@ def pairs() -> list[tuple[str, Row32, Row32]]:
     return named
 
 
+def third_row(base: Row32, aligned: Row32) -> Row32 | None:
+    """A row of the reference model for a pair, impossible at one token that the pair shares; None if it shares none."""
+    shared = np.flatnonzero(np.isfinite(base) & np.isfinite(aligned))
+    if not shared.size:
+        return None
+    row = np.random.default_rng(base.size).standard_normal(base.size).astype(np.float32)
+    if shared.size > 2:
+        row[shared[1]] = -np.inf
+    return row
+
+
+def cases(rule: str, threshold: float | None, temperature: float = 1.0, top_p: float = 1.0) -> Iterator[Case]:
+    """The rule on every named pair that it can be used on."""
+    for name, base, aligned in pairs():
+        third = third_row(base, aligned) if reference.RULES[rule].keeper == "joint" else None
+        if third is not None or reference.RULES[rule].keeper != "joint":
+            told = f"{name}, T = {temperature}, top-p {top_p}"
+            yield Case(base, aligned, rule, threshold, temperature, 1.0, top_p, told, third)
+
+
+# Rules of the core, with thresholds at which they keep nothing, some and everything of the pairs; none at which a pair is
+# within rounding of equality, but token-v2 0, which compares a row with itself.
 RULES: tuple[tuple[str, float], ...] = (
     ("dual", 0.4),
     ("dual", 0.15),
@@ -360,6 +416,17 @@ RULES: tuple[tuple[str, float], ...] = (
     ("primal", 0.3),
     ("primal", 1.0),
     ("nudging", 0.4),
+    ("bet", 0.2),
+    ("bet", 0.04),
+    ("chow", 0.5),
+    ("diff", 0.03),
+    ("opt", 0.5),
+    ("token-v1", 0.04),
+    ("token-v1", 0.25),
+    ("token-v2", 0.0),
+    ("token-v3", 0.5),
+    ("implicit-reward", 1.0),
+    ("implicit-reward", 0.4),
     ("base", 0.0),
     ("aligned", 0.0),
 )
@@ -372,17 +439,43 @@ EQUAL = 1e-12  # a row this close to equality may fall either way, but one way f
 
 def acceptable(case: Case, keep: NDArray[np.bool_]) -> bool:
     """Is `keep` a set that the rule allows, given that rows within 1e-12 of equality may fall either way?"""
-    warm = case.temperature if case.rule_temperature == "sampling" else float(case.rule_temperature)
-    threshold = reference.DEFAULT_THRESHOLDS[case.rule] if case.threshold is None else case.threshold
-    log_base = reference.log_softmax(case.base, warm)
-    if case.rule == "primal":
-        return _acceptable_nucleus(case.base, log_base, 1.0 - threshold, keep)
-    if np.array_equal(keep, case.keep):
+    wanted = case.decision.kept
+    if np.array_equal(keep, wanted):
         return True
-    beside = log_base if case.rule == "dual" else np.full(log_base.size, log_base.max())
-    edge = np.abs(beside - reference.log_threshold(threshold)) < EQUAL
-    one_way = keep.all() or not keep.any() or bool(case.base[keep].min() > case.base[~keep].max())
-    return case.rule in ("dual", "nudging") and np.array_equal(keep[~edge], case.keep[~edge]) and one_way
+    warm = case.temperature if case.rule_temperature == "sampling" else float(case.rule_temperature)
+    log_p, log_q = reference.log_softmax(case.base, warm), reference.log_softmax(case.aligned, warm)
+    threshold = reference.checked(case.rule, case.threshold)
+    if case.rule == "primal":
+        return _acceptable_nucleus(case.base, log_p, 1.0 - threshold, keep)
+    log_values, limit = compared(case.rule, threshold, log_p, log_q)
+    beside = np.abs(log_values - reference.log_threshold(limit)) < EQUAL
+    if case.rule in DIFFERENCES:  # the limit itself carries a rounding error that its logarithm enlarges
+        beside |= np.abs(np.exp(log_values) - limit) < EQUAL
+    if log_values.size == 1:
+        return bool(beside[0]) and (keep.all() or not keep.any())
+    logits = case.aligned if case.rule == "token-v1" else case.base
+    one_way = keep.all() or not keep.any() or bool(logits[keep].min() > logits[~keep].max())
+    return one_way and np.array_equal(keep[~beside], wanted[~beside])
+
+
+DIFFERENCES = ("bet", "diff", "opt", "token-v1", "token-v2")
+
+
+def compared(rule: str, t: float, log_p: reference.Row, log_q: reference.Row) -> tuple[reference.Row, float]:
+    """What a rule compares: the log of one value (all tokens at once) or of one per token, and the limit."""
+    p, q = np.exp(log_p), np.exp(log_q)
+    limits: dict[str, tuple[reference.Row, float]] = {
+        "dual": (log_p, t),
+        "nudging": (log_p.max(keepdims=True), t),
+        "bet": (log_p, q.max() - t),
+        "chow": (log_q.max(keepdims=True), 1 - t),
+        "diff": (log_q.max(keepdims=True), p.max() - t),
+        "opt": (log_q.max(keepdims=True), p.max() - t * reference.total_variation(p, q)),
+        "token-v1": (log_q, p.max() - t),
+        "token-v2": (log_p, p.max() - t),
+        "token-v3": (log_p, (1 - t) * p.max()),
+    }
+    return limits.get(rule, (np.full(1, np.nan), np.nan))
 
 
 def _acceptable_nucleus(base: Row32, log_base: reference.Row, wanted: float, keep: NDArray[np.bool_]) -> bool:

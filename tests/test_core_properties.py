@@ -47,19 +47,75 @@ def make_row(kind: str, size: int, seed: int) -> law.Row32:
     return row.astype(np.float32)
 
 
+SET_RULES = tuple(rule for rule in reference.RULES if rule not in ("exact", "implicit-reward"))
+# Rule exact has tests of its own: its set is settled by a work limit and a tie rule, not by a comparison.
+RULES = [rule for rule in reference.RULES if rule != "exact"]
+
+
+def critical(rule: str, p: reference.Row, q: reference.Row) -> list[float]:
+    """Thresholds at which the rule's set is about to change, to rounding; none for a rule without a set."""
+    first, second = p[:9], q[:9]
+    of_rule: dict[str, reference.Row | list[float]] = {
+        "dual": first,
+        "primal": 1 - np.concatenate([first, np.cumsum(-np.sort(-p))[:9]]),
+        "nudging": [p.max()],
+        "bet": q.max() - first,
+        "chow": [1 - q.max()],
+        "diff": [p.max() - q.max()],
+        "opt": [(p.max() - q.max()) / max(reference.total_variation(p, q), 1e-300)],
+        "token-v1": p.max() - second,
+        "token-v2": p.max() - first,
+        "token-v3": 1 - first / p.max(),
+    }
+    return [float(x) for x in of_rule.get(rule, [])]
+
+
+def thresholds(rule: str, p: reference.Row, q: reference.Row, generator: np.random.Generator) -> list[float]:
+    """Critical ones, the ends of the range, the default, and any."""
+    low, high = reference.RULES[rule].low, reference.RULES[rule].high
+    some = [*critical(rule, p, q), low, high, reference.RULES[rule].threshold, 0.0]
+    return [min(high, max(low, x)) for x in [*some, *generator.uniform(low, high, 3), *generator.uniform(0, 1, 3)]]
+
+
+def third_row(rule: str, base: law.Row32, aligned: law.Row32, kind: str, seed: int) -> law.Row32 | None:
+    """The reference model's row where the rule needs one, with a token that all three can say."""
+    if rule != "implicit-reward":
+        return None
+    shared = np.flatnonzero(np.isfinite(base) & np.isfinite(aligned))
+    row = make_row(kind, base.size, seed)
+    row[shared[0]] = 0.5 if np.isneginf(row[shared[0]]) else row[shared[0]]
+    return row
+
+
+def make_case(rule: str, kinds: tuple[str, str, str], size: int, seed: int, warmth: tuple[float, Any]) -> law.Case:
+    """Rows of the kinds, with a threshold that the seed takes from those that may matter."""
+    generator = np.random.default_rng(seed)
+    base, aligned = make_row(kinds[0], size, seed), make_row(kinds[1], size, seed + 1)
+    temperature, warm = warmth if rule != "implicit-reward" else (warmth[0], 1.0)
+    if rule == "implicit-reward" and not (np.isfinite(base) & np.isfinite(aligned)).any():
+        aligned[np.argmax(base)] = 0
+    at = temperature if warm == "sampling" else warm
+    some = thresholds(rule, reference.softmax(base, at), reference.softmax(aligned, at), generator)
+    third = third_row(rule, base, aligned, kinds[2], seed + 2)
+    threshold = some[int(generator.integers(len(some)))]
+    return law.Case(base, aligned, rule, threshold, temperature, warm, reference=third)
+
+
 @st.composite
-def cases(draw: Any, largest: int = 2048) -> law.Case:
-    """A pair of rows, a rule, a threshold (often exactly on a probability) and temperatures."""
-    size = draw(st.one_of(st.integers(1, 9), st.integers(1, largest)))
-    base = make_row(draw(st.sampled_from(KINDS)), size, draw(st.integers(0, 2**20)))
-    aligned = make_row(draw(st.sampled_from(KINDS)), size, draw(st.integers(0, 2**20)))
-    rule = draw(st.sampled_from(list(reference.RULES)))
+def warmths(draw: Any) -> tuple[float, Any]:
     temperature = draw(st.sampled_from([0.0, 1e-3, 0.7, 1.0, 1.3, 50.0]))
-    warm = draw(st.sampled_from([1.0, 0.5, 2.0] + (["sampling"] if temperature else [])))
-    at = reference.softmax(base, temperature if warm == "sampling" else warm)
-    on_a_probability = st.sampled_from([float(x) for x in at[:9]] + [1 - float(x) for x in at[:9]])
-    threshold = draw(st.one_of(st.sampled_from([0.0, 0.4, 0.9, 1.0]), st.floats(0, 1), on_a_probability))
-    return law.Case(base, aligned, rule, min(1.0, threshold), temperature, warm)
+    return temperature, draw(st.sampled_from([1.0, 0.5, 2.0] + (["sampling"] if temperature else [])))
+
+
+three_kinds = st.tuples(*[st.sampled_from(KINDS)] * 3)
+
+
+@st.composite
+def cases(draw: Any, largest: int = 2048, rules: tuple[str, ...] = tuple(RULES)) -> law.Case:
+    """Rows, a rule, a threshold (often exactly where the set changes) and temperatures."""
+    size = draw(st.one_of(st.integers(1, 9), st.integers(1, largest)))
+    rule = draw(st.sampled_from(rules))
+    return make_case(rule, draw(three_kinds), size, draw(st.integers(0, 2**20)), draw(warmths()))
 
 
 @st.composite
@@ -68,11 +124,12 @@ def small_cases(draw: Any) -> law.Case:
     size = draw(st.integers(1, 6))
     logit = st.one_of(st.just(-math.inf), st.integers(-3, 3), st.floats(-(2.0**120), 2.0**120, width=32))
     row = st.lists(logit, min_size=size, max_size=size).filter(lambda r: max(r) > -math.inf)
+    rule = draw(st.sampled_from([rule for rule in RULES if rule != "implicit-reward"]))
     return law.Case(
         np.array(draw(row), dtype=np.float32),
         np.array(draw(row), dtype=np.float32),
-        draw(st.sampled_from(list(reference.RULES))),
-        draw(st.floats(0, 1)),
+        rule,
+        draw(st.floats(reference.RULES[rule].low, reference.RULES[rule].high)),
         draw(st.sampled_from([0.0, 0.7, 1.0])),
     )
 
@@ -84,14 +141,31 @@ def core() -> law.Core:
 
 def compare(core: law.Core, case: law.Case) -> None:
     """C++ and oracle: the same set (either way at the edge), and of that set the same mixture."""
+    pi = law.mixture(core, case)
+    assert abs(pi.sum() - 1) < 1e-9
+    assert pi.min() >= 0
+    if case.joint:
+        return compare_reward(case, pi)
     keep = ~law.deferral(core, case)
     assert law.acceptable(case, keep)
     p = reference.softmax(case.base, case.temperature)
     q = reference.softmax(case.aligned, case.temperature)
-    pi = law.mixture(core, case)
-    assert np.abs(pi - reference.mix(keep, p, q)).max() < 1e-9
-    assert abs(pi.sum() - 1) < 1e-9
-    assert pi.min() >= 0
+    decision = reference.Decision(reference.RULES[case.rule].keeper, keep)
+    assert np.abs(pi - reference.mix(decision, p, q)).max() < 1e-9
+    return None
+
+
+def compare_reward(case: law.Case, pi: reference.Row) -> None:
+    """To 1e-6, as the core keeps log pi in floats. At temperature 0 a token as good as the best, to rounding, may win."""
+    assert case.reference is not None and case.threshold is not None
+    log_pi = reference.log_reward(case.base, case.aligned, case.reference, case.threshold)
+    assert (pi[np.isneginf(log_pi)] == 0).all()
+    if case.temperature > 0:
+        assert np.abs(pi - reference.softmax(log_pi, case.temperature)).max() < 1e-6
+        return
+    magnitude = max(float(np.abs(row[np.isfinite(row)]).max()) for row in (case.base, case.aligned, case.reference))
+    rounding = 1e-14 * (1 + case.threshold) * (1 + magnitude)
+    assert pi.max() == 1 and log_pi[int(np.argmax(pi))] >= log_pi.max() - rounding
 
 
 @SAME
@@ -100,39 +174,63 @@ def test_mixture_and_deferral_equal_the_oracle(core: law.Core, case: law.Case) -
     compare(core, case)
 
 
-@pytest.mark.parametrize("rule", list(reference.RULES))
-def test_a_large_vocabulary(core: law.Core, rule: str) -> None:
-    for kind, threshold in (("ordinary", 0.4), ("flat", 0.9), ("holes", 0.1), ("peaked", 0.0)):
-        base, aligned = make_row(kind, 262_144, 1), make_row("ordinary", 262_144, 2)
-        compare(core, law.Case(base, aligned, rule, threshold, 0.7))
+@pytest.mark.parametrize("rule", RULES)
+def test_thousands_of_rows(core: law.Core, rule: str) -> None:
+    """150 settings that hypothesis thinks of, 16 pairs of rows in each."""
+
+    @SAME
+    @given(kinds=three_kinds, size=st.integers(1, 2048), seed=st.integers(0, 2**20), warmth=warmths())
+    def each(kinds: tuple[str, str, str], size: int, seed: int, warmth: tuple[float, Any]) -> None:
+        for k in range(16):
+            compare(core, make_case(rule, kinds, size if k % 2 else 1 + size % 64, seed + 7919 * k, warmth))
+
+    each()
+
+
+@pytest.mark.parametrize("k", range(20))
+def test_a_large_vocabulary(core: law.Core, k: int) -> None:
+    """20 pairs of rows of 262,144 logits, under every rule."""
+    kinds = tuple(np.random.default_rng(k).permutation(KINDS)[:3])
+    for rule in RULES:
+        warmth = ((1.0, 1.0), (0.7, 1.0), (0.7, "sampling"), (0.0, 0.5))[k % 4]
+        compare(core, make_case(rule, kinds, 262_144, 100 + k, warmth))
 
 
 @SAME
-@given(case=cases(64), coins=st.tuples(*[st.one_of(st.just(0.0), st.just(law.LAST_COIN), st.floats(0, 0.999))] * 4))
+@given(
+    case=cases(64, SET_RULES),
+    coins=st.tuples(*[st.one_of(st.just(0.0), st.just(law.LAST_COIN), st.floats(0, 0.999))] * 4),
+)
 def test_a_draw_is_possible_and_says_what_the_mixture_says(core: law.Core, case: law.Case, coins: law.Coins) -> None:
     keep, pi = ~law.deferral(core, case), law.mixture(core, case)
+    decision = reference.Decision(reference.RULES[case.rule].keeper, keep)
+    p, q = reference.softmax(case.base, case.temperature), reference.softmax(case.aligned, case.temperature)
     result = law.core_draw(core, case)(coins)
-    assert reference.softmax(case.aligned, case.temperature)[result.proposal] > 0
+    assert q[result.proposal] > 0
     assert result.logprob == pytest.approx(math.log(pi[result.token]), abs=1e-9)
-    kept_probability = reference.softmax(case.base, case.temperature)[result.token] if keep[result.token] else 0.0
-    assert result.base_share * pi[result.token] == pytest.approx(kept_probability, abs=1e-9)
+    by_base, by_aligned = reference.said(decision, p, q)
+    assert result.base_share * pi[result.token] == pytest.approx(by_base[result.token], abs=1e-9)
     if result.source == "base":
-        assert keep[result.token]
+        assert by_base[result.token] > 0
     elif result.token != result.proposal:
-        assert keep.sum() > 1
+        assert decision.keeper == "aligned" or keep.sum() > 1
 
 
 @SAME
-@given(case=cases(256))
+@given(case=cases(256, SET_RULES))
 def test_alpha_is_exact_at_the_ends(core: law.Core, case: law.Case) -> None:
-    """Exactly 1 when the base keeps nothing, exactly 0 when it keeps everything, whichever way the set is written."""
+    """Exactly 1 when the base keeps nothing, exactly 0 when it keeps everything, whichever way the set is written.
+
+    Roles exchanged, alpha is q(T): exactly 1 when T is everything, 0 when it is nothing.
+    """
+    exchanged = reference.RULES[case.rule].keeper == "aligned"
     keep = ~law.deferral(core, case)
     alpha = law.core_draw(core, case)((0.3, 0.3, 0.3, 0.3)).deferred_mass
     assert 0 <= alpha <= 1
     if keep.all():
-        assert alpha == 0
+        assert alpha == (1 if exchanged else 0)
     if not keep.any():
-        assert alpha == 1
+        assert alpha == (0 if exchanged else 1)
 
 
 @SAME
@@ -171,7 +269,7 @@ for temperature in (5e-324, 1e-320, 1e-308, 1e-200):
     case = law.Case(rows[0], rows[1], "dual", 0.4, temperature)
     assert law.mixture(core, case).tolist() == [0, 1, 0], temperature
     assert law.core_draw(core, case)((0.5,) * 4).token == 1, temperature
-    for rule in ("dual", "primal", "nudging"):
+    for rule in ("dual", "primal", "nudging", "bet"):
         case = law.Case(rows[0], rows[1], rule, 0.4, 1.0, temperature)
         assert not law.deferral(core, case)[1], (rule, temperature)
 for temperature in (1e200, 1e308):
@@ -197,6 +295,11 @@ BAD_RULES = [
     ({"temperature": 0.0}, 1, "rule temperature 0"),
     ({"temperature": -2.0}, 1, "rule temperature -2"),
     ({"temperature": math.inf}, 1, "rule temperature inf"),
+    ({"kind": law.RULE_KINDS["opt"], "threshold": 10.5}, 1, "10.5"),
+    ({"kind": law.RULE_KINDS["diff"], "threshold": -1.5}, 1, "-1.5"),
+    ({"kind": law.RULE_KINDS["implicit-reward"]}, 1, "reference_logits"),
+    ({"kind": law.RULE_KINDS["implicit-reward"], "temperature": 0.5}, 1, "rule temperature 0.5"),
+    ({"kind": law.RULE_KINDS["implicit-reward"], "temperature": law.SAMPLING}, 1, "sampling"),
 ]
 
 
@@ -206,7 +309,7 @@ def test_bad_rules(core: law.Core, fields: dict[str, Any], status: int, words: s
     rule = core.ffi.new("kad_rule *", {"kind": 0, "threshold": 0.4, "temperature": 1.0} | fields)
     pi = core.ffi.new("double[3]", [9, 9, 9])
     pointers = [law.pointer(core, r, "const float *") for r in rows]
-    assert core.lib.kad_mixture(rule, *pointers, 3, 1.0, pi) == status
+    assert core.lib.kad_mixture(rule, *pointers, core.ffi.NULL, 3, 1.0, pi) == status
     assert words in core.error()
     assert list(pi) == [9, 9, 9]
 
@@ -239,7 +342,7 @@ def test_bad_calls(
     out = core.ffi.new("kad_draw_result *", {"token": 77})
     null = core.ffi.NULL
     pointers = [law.pointer(core, r, "const float *") for r in rows]
-    assert core.lib.kad_draw(rule, *pointers, null, null, 3, temperature, coins, out) == status
+    assert core.lib.kad_draw(rule, *pointers, null, null, null, 3, temperature, coins, out) == status
     assert words in core.error().lower()
     assert out.token == 77
 
@@ -250,7 +353,7 @@ def test_null_and_empty(core: law.Core) -> None:
     null, out = core.ffi.NULL, core.ffi.new("double[3]")
     calls = [(null, row, row, 3, out), (rule, null, row, 3, out), (rule, row, null, 3, out), (rule, row, row, 0, out)]
     for c_rule, base, aligned, n, pi in [*calls, (rule, row, row, 3, null)]:
-        assert core.lib.kad_mixture(c_rule, base, aligned, n, 1.0, pi) == 1
+        assert core.lib.kad_mixture(c_rule, base, aligned, null, n, 1.0, pi) == 1
         assert core.error()
 
 
@@ -258,10 +361,13 @@ def test_the_table_of_rules(core: law.Core) -> None:
     """Names, defaults and order are those of the oracle; an unknown name is told the known ones."""
     info, rule = core.ffi.new("kad_rule_info *"), core.ffi.new("kad_rule *")
     assert core.lib.kad_rule_count() == len(reference.RULES)
-    for kind, (name, default) in enumerate(reference.DEFAULT_THRESHOLDS.items()):
+    for kind, (name, known) in enumerate(reference.RULES.items()):
+        default = known.threshold
         assert core.lib.kad_rule_describe(kind, info) == 0
         assert core.ffi.string(info.name).decode() == name
         assert info.threshold == default
+        assert name in ("base", "aligned") or (info.low, info.high) == (known.low, known.high)
+        assert info.exchanged == (known.keeper == "aligned") and info.reference == (known.keeper == "joint")
         assert core.lib.kad_rule_named(name.encode(), rule) == 0
         assert (rule.kind, rule.threshold, rule.temperature) == (kind, default, 1.0)
     assert core.lib.kad_rule_describe(len(reference.RULES), info) == 1
@@ -277,7 +383,7 @@ needs_package = pytest.mark.skipif(
 
 
 @needs_package
-@pytest.mark.parametrize("rule", list(reference.RULES))
+@pytest.mark.parametrize("rule", SET_RULES)
 def test_python_functions(rule: str) -> None:
     import kad_llama
 
@@ -295,6 +401,32 @@ def test_python_functions(rule: str) -> None:
         for k in range(5):
             np.testing.assert_array_equal(batch[k], kad_llama.mixture(rows[0, k], rows[1, k], rule=rule, **wanted))
         assert kad_llama.deferral(rows[0], rows[1], rule=rule, **wanted).shape == (5, 40)
+
+
+@needs_package
+def test_python_functions_of_three_models() -> None:
+    import kad_llama
+
+    rows = np.random.default_rng(1).standard_normal((3, 5, 40)).astype(np.float32)
+    given = {"rule": "implicit-reward", "threshold": 2.0, "temperature": 0.7}
+    batch = kad_llama.mixture(rows[0], rows[1], reference_logits=rows[2], **given)
+    for k in range(5):
+        expected = reference.mixture(rows[0, k], rows[1, k], reference_logits=rows[2, k], **given)
+        np.testing.assert_allclose(batch[k], expected, atol=1e-6)
+    refused = [
+        ({"rule": "implicit-reward"}, "reference_logits"),
+        ({"rule": "dual", "reference_logits": rows[2]}, "reference_logits"),
+        ({"rule": "implicit-reward", "reference_logits": rows[2], "rule_temperature": 2.0}, "2.0"),
+        ({"rule": "implicit-reward", "reference_logits": rows[2, 0]}, "shape"),
+    ]
+    for keywords, words in refused:
+        with pytest.raises(ValueError, match=words):
+            kad_llama.mixture(rows[0], rows[1], **keywords)
+    with pytest.raises(ValueError, match="implicit-reward"):
+        kad_llama.deferral(rows[0], rows[1], rule="implicit-reward")
+    apart = np.where(np.eye(3, dtype=bool), 0, -np.inf).astype(np.float32)
+    with pytest.raises(kad_llama.errors.NotANumberError, match="no token"):
+        kad_llama.mixture(apart[0], apart[1], rule="implicit-reward", reference_logits=apart[2])
 
 
 @needs_package

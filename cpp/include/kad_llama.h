@@ -267,6 +267,8 @@ typedef struct kad_engine_params {
     kad_progress     progress;          /* NULL = none */
     void *           progress_user_data;
     uint64_t         memory_limit;      /* bytes that models, caches and buffers may take; 0 = what the machine has free */
+    kad_model_params reference;         /* for implicit-reward alone: the small model before alignment, of the same vocabulary */
+    int32_t          max_pass_reference;
 } kad_engine_params;
 
 typedef struct kad_engine kad_engine;
@@ -373,6 +375,34 @@ typedef struct kad_sequence_params {
     int32_t              logprobs;    /* 1 = fill logprob and base_share (a lazy run then is a plain one) */
     size_t               n_stops;
     const char * const * stops;       /* stop strings, NUL-terminated, not empty; copied */
+    /* More of llama.cpp's samplers. Each model's own logits go through a chain of its own, in its own vocabulary, in
+       llama.cpp's order: logit bias, penalties, DRY, top-k, typical, top-p, min-p, XTC, temperature. Penalties and DRY look
+       at the model's own tokens, prompt included. Under implicit-reward the base's chain acts on log pi. */
+    double               typical_p;         /* (0, 1]; 1 = off */
+    double               repeat_penalty;    /* > 0; 1 = off */
+    double               frequency_penalty; /* 0 = off */
+    double               presence_penalty;  /* 0 = off */
+    int32_t              repeat_last_n;     /* tokens that the penalties look back; -1 = the whole context */
+    double               dry_multiplier;    /* >= 0; 0 = off */
+    double               dry_base;          /* >= 1 */
+    int32_t              dry_allowed_length; /* >= 0 */
+    int32_t              dry_penalty_last_n; /* tokens that DRY looks back; -1 = the whole context */
+    size_t               n_dry_sequence_breakers;
+    const char * const * dry_sequence_breakers; /* at most 40 bytes each; NULL = llama.cpp's: line break, colon, double quote,
+                                                   asterisk */
+    double               xtc_probability;   /* [0, 1]; 0 = off. Its coin is keyed by (seed, text number, event, speaker) */
+    double               xtc_threshold;     /* [0, 1] */
+    size_t               n_biases;
+    const char * const * bias_texts;        /* the text of one token each, which every model must have (or the spelling of */
+    const double *       biases;            /*   an end of generation, for all of them); what is added to its logit: finite,
+                                                 or -inf to ban it */
+    int32_t              mirostat;          /* 0; anything else is refused: mirostat draws for itself */
+    /* What may be said: a GBNF grammar (NULL = none) and the name of its first rule (NULL = "root"). It restricts the text, not
+       a speaker: sampled is pi restricted to the tokens that may come next. Where that has no mass (usual at temperature 0)
+       both models choose again among them. A text that ends by itself (KAD_FINISH_EOG) is a sentence of the grammar. Across
+       vocabularies a grammar may not name tokens. */
+    const char *         grammar;
+    const char *         grammar_root;
 } kad_sequence_params;
 
 typedef struct kad_sequence kad_sequence;
@@ -395,14 +425,18 @@ KAD_API void       kad_sequence_close(kad_sequence * sequence);
 
 /* One event of the text. */
 typedef struct kad_token {
-    int32_t      id;            /* in the vocabulary of `source`; of a character made of several tokens, the first */
+    int32_t      id;            /* in the vocabulary of `source`; of a character made of several tokens, the first. */
     int32_t      source;        /* a kad_source: who said it */
     const char * bytes;         /* lives until the sequence is closed or stepped again */
     size_t       n_bytes;       /* 0 for end of generation, which is never handed out as a token */
-    double       logprob;       /* log pi(event), NaN unless logprobs was asked for */
-    double       base_share;    /* P(base said it), NaN unless logprobs was asked for */
-    double       deferred_mass; /* alpha at this position */
+    double       logprob;       /* log pi(event), before a grammar; NaN unless logprobs was asked for */
+    double       base_share;    /* P(base said it); NaN unless logprobs was asked for, and under implicit-reward */
+    double       deferred_mass; /* alpha at this position; NaN under implicit-reward */
     int32_t      guess;         /* 0 not guessed, 1 guessed right, 2 corrected */
+    double       base_logprob;  /* log p'(event) and log q'(event), as the models spoke; NaN unless logprobs was asked for */
+    double       aligned_logprob;
+    const int32_t * ids;        /* all its ids in the vocabulary of `source`; lives as bytes do */
+    size_t       n_ids;         /* 1, or as many as the character took */
 } kad_token;
 
 /* Does the next piece of work: a block of the prompt, or one round (draft, one base pass, draw, keep or correct).
@@ -434,11 +468,13 @@ typedef struct kad_stats {
     int32_t drafted;               /* guesses that an outcome was compared with */
     int32_t accepted;              /* of them right */
     int32_t aligned_tokens;        /* events said by the aligned model */
-    double  deferred_mass;         /* mean alpha over the events */
+    double  deferred_mass;         /* mean alpha over the events; NaN under implicit-reward */
     double  prompt_s;              /* until both prompts were evaluated */
     double  generate_s;            /* after that, inside kad_sequence_step */
     double  base_eval_s;           /* of generate_s: in llama_decode + llama_synchronize of the base */
     double  aligned_eval_s;
+    int32_t reference_passes;
+    double  reference_eval_s;
 } kad_stats;
 
 /* How the run went so far. KAD_BAD_STATE once a later sequence superseded this one: read it before. */

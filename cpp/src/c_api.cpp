@@ -10,6 +10,7 @@
 #include "runtime/engine.h"
 #include "runtime/file.h"
 #include "runtime/interrupt.h"
+#include "runtime/samplers.h"
 
 using namespace kad;
 
@@ -24,12 +25,10 @@ struct kad_sequence : Sequence {
 
 namespace {
 
-constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
-
 kad_role role_of(int32_t role) {
-    if (role != KAD_ROLE_BASE && role != KAD_ROLE_ALIGNED) {
+    if (role < 0 || role >= ROLE_COUNT) {
         throw Error(KAD_INVALID_ARGUMENT,
-                    "role " + std::to_string(role) + " is unknown; expected 0 (base) or 1 (aligned)");
+                    "role " + std::to_string(role) + " is unknown; expected 0 (base), 1 (aligned) or 2 (reference)");
     }
     return kad_role(role);
 }
@@ -52,14 +51,18 @@ EngineOptions engine_options(const kad_engine_params & params) {
     EngineOptions options;
     options.models[KAD_ROLE_BASE]      = model_options(params.base);
     options.models[KAD_ROLE_ALIGNED]   = model_options(params.aligned);
-    options.rule                       = params.rule;
-    options.n_ctx                      = params.n_ctx;
-    options.n_threads                  = params.n_threads;
-    options.reproducible               = params.reproducible != 0;
-    options.verbose                    = params.verbose != 0;
-    options.max_pass[KAD_ROLE_BASE]    = params.max_pass_base;
-    options.max_pass[KAD_ROLE_ALIGNED] = params.max_pass_aligned;
-    options.memory_limit               = params.memory_limit;
+    options.models[KAD_ROLE_REFERENCE] = model_options(params.reference);
+
+    options.rule                         = params.rule;
+    options.n_ctx                        = params.n_ctx;
+    options.n_threads                    = params.n_threads;
+    options.reproducible                 = params.reproducible != 0;
+    options.verbose                      = params.verbose != 0;
+    options.max_pass[KAD_ROLE_BASE]      = params.max_pass_base;
+    options.max_pass[KAD_ROLE_ALIGNED]   = params.max_pass_aligned;
+    options.max_pass[KAD_ROLE_REFERENCE] = params.max_pass_reference;
+
+    options.memory_limit = params.memory_limit;
     if (params.progress) {
         options.progress = [progress = params.progress, data = params.progress_user_data](double fraction) {
             return progress(fraction, data) != 0;
@@ -86,12 +89,47 @@ void in_range(const char * name, Number value, bool ok, const char * expected) {
                 std::string(name) + " " + shown(double(value)) + " is out of range; expected " + expected);
 }
 
+SamplerSettings sampler_settings(const kad_sequence_params & params) {
+    SamplerSettings s;
+    if (params.n_biases) {
+        need(params.bias_texts, "bias_texts");
+        need(params.biases, "biases");
+    }
+    for (size_t i = 0; i < params.n_biases; ++i) {
+        need(params.bias_texts[i], "a bias text");
+        s.logit_bias.emplace_back(params.bias_texts[i], params.biases[i]);
+    }
+    s.repeat_last_n      = params.repeat_last_n;
+    s.repeat_penalty     = params.repeat_penalty;
+    s.frequency_penalty  = params.frequency_penalty;
+    s.presence_penalty   = params.presence_penalty;
+    s.dry_multiplier     = params.dry_multiplier;
+    s.dry_base           = params.dry_base;
+    s.dry_allowed_length = params.dry_allowed_length;
+    s.dry_penalty_last_n = params.dry_penalty_last_n;
+    if (params.dry_sequence_breakers) s.dry_sequence_breakers.clear();
+    for (size_t i = 0; params.dry_sequence_breakers && i < params.n_dry_sequence_breakers; ++i) {
+        need(params.dry_sequence_breakers[i], "a DRY sequence breaker");
+        s.dry_sequence_breakers.emplace_back(params.dry_sequence_breakers[i]);
+    }
+    s.top_k           = params.top_k;
+    s.typical_p       = params.typical_p;
+    s.top_p           = params.top_p;
+    s.min_p           = params.min_p;
+    s.xtc_probability = params.xtc_probability;
+    s.xtc_threshold   = params.xtc_threshold;
+    check_samplers(s);
+    return s;
+}
+
 void check_sampling(const kad_sequence_params & params, size_t max_draft) {
     in_range("temperature", params.temperature, params.temperature >= 0 && std::isfinite(params.temperature),
              "a finite value >= 0");
-    in_range("top_k", params.top_k, params.top_k >= 0, "0 (off) or more");
-    in_range("top_p", params.top_p, params.top_p > 0 && params.top_p <= 1, "0 < top_p <= 1 (1 is off)");
-    in_range("min_p", params.min_p, params.min_p >= 0 && params.min_p < 1, "0 <= min_p < 1 (0 is off)");
+    if (params.mirostat != 0) {
+        throw Error(KAD_INVALID_ARGUMENT, "mirostat " + std::to_string(params.mirostat) +
+                                              " is not possible: it draws for itself and moves its target by what it "
+                                              "drew, here two models and a rule decide; expected 0 (off)");
+    }
     in_range("max_tokens", params.max_tokens, params.max_tokens >= 0, "0 or more");
     in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_PLAIN, "a kad_mode");
     if (params.mode == KAD_MODE_SPECULATIVE && (params.draft < 1 || size_t(params.draft) > max_draft)) {
@@ -110,17 +148,17 @@ void check_sampling(const kad_sequence_params & params, size_t max_draft) {
 
 void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, const int32_t * ids, size_t n) {
     if (!engine.speaks(role)) return;
-    const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids";
-    const bool   used = role == KAD_ROLE_ALIGNED || engine.options().rule.kind != KAD_RULE_ALIGNED;
+    const char * name = role == KAD_ROLE_BASE ? "base_ids" : "aligned_ids"; // the reference has the aligned model's
+    const bool   used = role != KAD_ROLE_BASE || engine.options().rule.kind != KAD_RULE_ALIGNED;
     if (n == 0 && used)
         throw Error(KAD_INVALID_ARGUMENT, std::string(name) + " is empty; expected a prompt of at least one token");
     if (n) need(ids, name);
     const size_t n_ctx = engine.model(role)->n_ctx();
     if (n > n_ctx) {
         throw Error(KAD_CONTEXT_TOO_SMALL, "the prompt has " + std::to_string(n) + " tokens for the " +
-                                               (role == KAD_ROLE_BASE ? "base" : "aligned") +
-                                               " model, but the context holds " + std::to_string(n_ctx) +
-                                               "; shorten the prompt or raise n_ctx");
+
+                                               role_name(role) + " model, but the context holds " +
+                                               std::to_string(n_ctx) + "; shorten the prompt or raise n_ctx");
     }
     sequence.sides[role].context.assign(ids, ids + n);
 }
@@ -183,12 +221,14 @@ kad_status kad_file_inspect(const char * path, kad_file_info * out) {
 }
 
 kad_engine_params kad_engine_default_params(void) {
-    kad_engine_params params    = {};
-    params.size                 = sizeof params;
-    params.base.n_gpu_layers    = -1;
-    params.aligned.n_gpu_layers = -1;
-    params.rule                 = { KAD_RULE_DUAL, 0.4, 1.0 };
-    params.n_ctx                = 4096;
+    kad_engine_params params      = {};
+    params.size                   = sizeof params;
+    params.base.n_gpu_layers      = -1;
+    params.aligned.n_gpu_layers   = -1;
+    params.reference.n_gpu_layers = -1;
+
+    params.rule  = { KAD_RULE_DUAL, 0.4, 1.0 };
+    params.n_ctx = 4096;
     return params;
 }
 
@@ -260,8 +300,7 @@ static const LlamaModel & model_for_text(const kad_engine * engine, int32_t role
     need(engine, "engine");
     const LlamaModel * model = engine->model(role_of(role));
     if (!model)
-        throw Error(KAD_INVALID_ARGUMENT,
-                    std::string("this engine has no ") + (role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+        throw Error(KAD_INVALID_ARGUMENT, std::string("this engine has no ") + role_name(kad_role(role)) + " model");
     return *model;
 }
 
@@ -321,6 +360,13 @@ kad_sequence_params kad_sequence_default_params(void) {
     params.max_tokens          = 256;
     params.mode                = KAD_MODE_SPECULATIVE;
     params.draft               = 3;
+    params.typical_p           = 1;
+    params.repeat_penalty      = 1;
+    params.repeat_last_n       = 64;
+    params.dry_base            = 1.75;
+    params.dry_allowed_length  = 2;
+    params.dry_penalty_last_n  = -1;
+    params.xtc_threshold       = 0.1;
     return params;
 }
 
@@ -333,6 +379,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         need(out, "out");
         const kad_sequence_params given = completed(params, kad_sequence_default_params(), "params");
         check_sampling(given, engine->generator().max_draft());
+        const SamplerSettings samplers = sampler_settings(given);
         rule_temperature(engine->options().rule, given.temperature); // refuses "sampling" at temperature 0
 
         auto sequence         = std::make_unique<kad_sequence>();
@@ -344,11 +391,13 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         for (size_t i = 0; i < given.n_stops; ++i) sequence->stops.emplace_back(given.stops[i]);
         take_prompt(*sequence, *engine, KAD_ROLE_BASE, base_ids, n_base);
         take_prompt(*sequence, *engine, KAD_ROLE_ALIGNED, aligned_ids, n_aligned);
+        take_prompt(*sequence, *engine, KAD_ROLE_REFERENCE, aligned_ids, n_aligned);
+
         for (const kad_role role : ROLES) {
             Side & side = sequence->sides[role];
             if (!engine->speaks(role)) continue;
-            // At temperature 0 the best token is said, whatever truncation keeps beside it.
-            if (given.temperature > 0) side.shaper = LlamaModel::samplers(given.top_k, given.top_p, given.min_p);
+            side.shaper = make_samplers(samplers, *engine->model(role), engine->events(), role, given.temperature,
+                                        sequence->coins);
             if (!engine->events().shared_ids()) side.tokens = std::make_unique<TextTokens>(*engine->model(role));
         }
         engine->current = nullptr; // the caches' last text is superseded, even if the next one fails to begin
@@ -383,8 +432,9 @@ kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t
         sequence->said.clear();
         for (size_t i = 0; i < sequence->handed.size(); ++i) {
             const Said & said = sequence->handed[i];
-            tokens[i]         = { said.id,      said.source,     said.bytes.data(),  said.bytes.size(),
-                                  said.logprob, said.base_share, said.deferred_mass, said.guess };
+            tokens[i]         = { said.ids[0],       said.source,          said.bytes.data(),  said.bytes.size(),
+                                  said.logprob,      said.base_share,      said.deferred_mass, said.guess,
+                                  said.base_logprob, said.aligned_logprob, said.ids.data(),    said.ids.size() };
         }
         *n = int32_t(sequence->handed.size());
     });

@@ -20,7 +20,7 @@ from kad_llama.errors import InvalidArgumentError
 
 __all__ = ["FileInfo", "PassInfo", "default_threads", "inspect_file", "measure_passes"]
 
-Role = Literal["base", "aligned"]
+Role = Literal["base", "aligned", "reference"]
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def measure_passes(
     except (OSError, ValueError, TypeError):
         pass  # not measured yet, or not by this version
     engine = ffi.new("kad_engine_params *", lib.kad_engine_default_params())
-    number = lib.KAD_ROLE_BASE if role == "base" else lib.KAD_ROLE_ALIGNED
-    alive = fill_model(engine.base if role == "base" else engine.aligned, path, n_gpu_layers, fields)
+    number = {"base": lib.KAD_ROLE_BASE, "aligned": lib.KAD_ROLE_ALIGNED, "reference": lib.KAD_ROLE_REFERENCE}[role]
+    alive = fill_model(getattr(engine, role), path, n_gpu_layers, fields)
     engine.n_ctx, engine.n_threads = n_ctx, threads
     out = ffi.new("kad_pass_info *")
     report = Progress(engine, progress)

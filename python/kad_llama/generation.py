@@ -22,25 +22,34 @@ class Token:
     id
         Its id in the vocabulary of the model that said it; of several tokens, the first.
     source
-        Who said it.
+        Who said it: "base" or "aligned"; under implicit-reward, where nobody speaks alone, "joint".
     logprob
-        log pi of the event, natural logarithm; None unless logprobs were asked for.
+        log pi of the event, natural logarithm, before a grammar restricted it; None unless logprobs were asked for.
     base_share
-        Probability that the base said it rather than the aligned model; None unless logprobs were asked for.
+        Probability that the base said it rather than the aligned model; None unless logprobs were asked for, and under
+        implicit-reward.
     deferred_mass
-        alpha at this position: the probability that the aligned model speaks.
+        alpha at this position: the probability that the aligned model speaks; None under implicit-reward.
     guess
         "none": not guessed; "right": guessed and kept; "corrected": guessed wrong.
+    base_logprob, aligned_logprob
+        log p' and log q' of the event, as each model spoke; None unless logprobs were asked for (and of a model that is not
+        there).
+    ids
+        All its ids in the vocabulary of `source`: one, or as many as the character took.
     """
 
     text: str
     bytes: bytes
     id: int
-    source: Literal["base", "aligned"]
+    source: Literal["base", "aligned", "joint"]
     logprob: float | None
     base_share: float | None
-    deferred_mass: float
+    deferred_mass: float | None
     guess: Literal["none", "right", "corrected"]
+    base_logprob: float | None
+    aligned_logprob: float | None
+    ids: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON; bytes as a list of ints."""
@@ -58,14 +67,14 @@ class Stats:
         the first was reused from the call before.
     tokens
         Events said; end of generation is not counted.
-    base_passes, aligned_passes
+    base_passes, aligned_passes, reference_passes
         Evaluations after the prompt.
     drafted, accepted, acceptance_rate
         Guesses that an outcome was compared with, those that were right, and their share (0 without guesses).
     tokens_per_base_pass
         tokens / base_passes (0 without passes).
     deferred_mass
-        Mean alpha over the events.
+        Mean alpha over the events; None under implicit-reward.
     aligned_share
         Share of the events said by the aligned model.
     mode, note
@@ -74,8 +83,8 @@ class Stats:
         tokens over the time after the prompt.
     prompt_s, wall_s
         Time until both prompts were evaluated; the whole call.
-    base_eval_s, aligned_eval_s
-        Of the time after the prompt: inside llama_decode and llama_synchronize of either model.
+    base_eval_s, aligned_eval_s, reference_eval_s
+        Of the time after the prompt: inside llama_decode and llama_synchronize of each model.
     """
 
     prompt_tokens: int
@@ -84,11 +93,12 @@ class Stats:
     tokens: int
     base_passes: int
     aligned_passes: int
+    reference_passes: int
     drafted: int
     accepted: int
     acceptance_rate: float
     tokens_per_base_pass: float
-    deferred_mass: float
+    deferred_mass: float | None
     aligned_share: float
     mode: Literal["speculative", "lazy", "plain"]
     note: str
@@ -97,6 +107,7 @@ class Stats:
     wall_s: float
     base_eval_s: float
     aligned_eval_s: float
+    reference_eval_s: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

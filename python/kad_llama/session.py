@@ -20,16 +20,20 @@ from kad_llama._binding.calls import Progress, check, text
 from kad_llama.errors import InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
-from kad_llama.rules import c_rule
+from kad_llama.rules import RULES, c_rule
 from kad_llama.stream import Settings, Stream, read_settings
 
 __all__ = ["KadLlama", "ModelInfo", "VocabInfo"]
 
-Role = Literal["base", "aligned"]
+Role = Literal["base", "aligned", "reference"]
 Path = str | os.PathLike[str]
 Messages = str | Sequence[Mapping[str, str]]
 
-_ROLES: dict[str, int] = {"base": lib.KAD_ROLE_BASE, "aligned": lib.KAD_ROLE_ALIGNED}
+_ROLES: dict[str, int] = {
+    "base": lib.KAD_ROLE_BASE,
+    "aligned": lib.KAD_ROLE_ALIGNED,
+    "reference": lib.KAD_ROLE_REFERENCE,
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class KadLlama:
         `aligned` with rule "base" (the text is then another one than with an aligned model, by the same law).
     rule, threshold
         Which tokens the base keeps; see ``kad_llama.RULES``. None is the rule's default.
+    reference
+        A third GGUF of the same vocabulary, for rule "implicit-reward" alone: the small model before its alignment.
     rule_temperature
         The temperature > 0 at which the rule compares probabilities, or "sampling" for the sampling temperature.
     n_ctx
@@ -112,11 +118,11 @@ class KadLlama:
     n_threads
         Threads; None is the physical cores.
     n_gpu_layers, n_gpu_layers_aligned
-        Layers on the GPU; -1 is all, where libllama was built for one.
+        Layers on the GPU; -1 is all, where libllama was built for one. The reference goes as the aligned model does.
     reproducible
         The same text whatever the mode, the draft length and what ran before. The first time measures each model for
         seconds (and keeps the answer); cache types are then chosen so that rows are bit-equal.
-    base_params, aligned_params
+    base_params, aligned_params, reference_params
         llama.cpp's own fields by name, e.g. ``{"n_batch": 256, "type_k": "q8_0", "flash_attn_type": 1}``.
     base_template
         A Jinja chat template for the base's prompt. Default: the aligned model's when vocabularies are equal, else a plain
@@ -149,6 +155,7 @@ class KadLlama:
         *,
         rule: str = "dual",
         threshold: float | None = None,
+        reference: Path | None = None,
         rule_temperature: float | Literal["sampling"] = 1.0,
         n_ctx: int = 4096,
         n_threads: int | None = None,
@@ -157,6 +164,7 @@ class KadLlama:
         reproducible: bool = False,
         base_params: Mapping[str, Any] | None = None,
         aligned_params: Mapping[str, Any] | None = None,
+        reference_params: Mapping[str, Any] | None = None,
         base_template: str | None = None,
         verbose: bool = False,
         progress: Callable[[float], object] | None = None,
@@ -167,7 +175,7 @@ class KadLlama:
         self._owner: int | None = None
         self._abandoned = False
         self._stream: weakref.ref[Stream] | None = None
-        self._paths = {"base": base, "aligned": aligned}
+        self._paths = {"base": base, "aligned": aligned, "reference": reference}
         self._base_template = base_template
         for name, value in (
             ("n_ctx", n_ctx),
@@ -191,7 +199,11 @@ class KadLlama:
         models: tuple[tuple[Role, Path | None, int, Mapping[str, Any] | None], ...] = (
             ("base", base, n_gpu_layers, base_params),
             ("aligned", aligned, n_gpu_layers_aligned, aligned_params),
+            ("reference", reference, n_gpu_layers_aligned, reference_params),
         )
+        if RULES[rule].reference != (reference is not None):
+            wanted = "needs reference=, the aligned model before its alignment" if reference is None else "uses none"
+            raise InvalidArgumentError(f"reference is {reference!r}, but rule {rule!r} {wanted}")
         for role, path, layers, given in models:
             fields = fields_of(given, f"{role}_params")
             if path is None:
@@ -213,6 +225,7 @@ class KadLlama:
         self._vocabularies: dict[str, _Vocabulary] = {}
         self.base = self._model("base")
         self.aligned = self._model("aligned")
+        self.reference = self._model("reference")
         self.vocab = self._vocab()
 
     @staticmethod

@@ -32,6 +32,11 @@ _MODES: dict[int, Literal["speculative", "lazy", "plain"]] = {
     lib.KAD_MODE_PLAIN: "plain",
 }
 _GUESSES: tuple[Literal["none", "right", "corrected"], ...] = ("none", "right", "corrected")
+_SOURCES: tuple[Literal["base", "aligned", "joint"], ...] = ("base", "aligned", "joint")
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -195,11 +200,14 @@ class Stream:
             "",
             bytes(ffi.buffer(said.bytes, said.n_bytes)),
             said.id,
-            "base" if said.source == lib.KAD_SOURCE_BASE else "aligned",
-            None if math.isnan(said.logprob) else said.logprob,
-            None if math.isnan(said.base_share) else said.base_share,
-            said.deferred_mass,
+            _SOURCES[said.source],
+            _or_none(said.logprob),
+            _or_none(said.base_share),
+            _or_none(said.deferred_mass),
             _GUESSES[said.guess],
+            _or_none(said.base_logprob),
+            _or_none(said.aligned_logprob),
+            tuple(ffi.unpack(said.ids, said.n_ids)),
         )
         self._held.append((token, self._bytes))
 
@@ -285,11 +293,12 @@ class Stream:
             tokens=c.tokens,
             base_passes=c.base_passes,
             aligned_passes=c.aligned_passes,
+            reference_passes=c.reference_passes,
             drafted=c.drafted,
             accepted=c.accepted,
             acceptance_rate=c.accepted / c.drafted if c.drafted else 0.0,
             tokens_per_base_pass=c.tokens / c.base_passes if c.base_passes else 0.0,
-            deferred_mass=c.deferred_mass,
+            deferred_mass=_or_none(c.deferred_mass),
             aligned_share=c.aligned_tokens / c.tokens if c.tokens else 0.0,
             mode=_MODES[c.mode],
             note=text(lib.kad_sequence_note(self._sequence)),
@@ -298,6 +307,7 @@ class Stream:
             wall_s=time.perf_counter() - self._start,
             base_eval_s=c.base_eval_s,
             aligned_eval_s=c.aligned_eval_s,
+            reference_eval_s=c.reference_eval_s,
         )
 
     def _summary(self, interrupted: bool) -> Generation:

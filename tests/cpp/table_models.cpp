@@ -1,6 +1,7 @@
 // The shipped loop over models that are tables of numbers: no llama.cpp. tests/step.py reads the declarations between the
 // marks and compares what comes out with the oracle.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "errors.h"
@@ -21,18 +22,28 @@ typedef struct table_model {
     int32_t              max_batch;
 } table_model;
 
+// A grammar: an automaton over bytes that begins in state 0.
+typedef struct table_grammar {
+    int32_t         n_states; // 0 = no grammar
+    const int32_t * next;     // [n_states][256]: the state after a byte, -1 = refused
+    const int32_t * may_end;  // [n_states]
+} table_grammar;
+
 typedef struct table_run {
-    table_model models[2]; // base, aligned
-    kad_rule    rule;
-    double      temperature;
-    uint64_t    seed, text_number;
-    int32_t     max_tokens, mode, draft, logprobs, n_ctx;
+    table_model   models[3]; // base, aligned, reference (n_vocab 0 = none)
+    kad_rule      rule;
+    double        temperature;
+    uint64_t      seed, text_number;
+    int32_t       max_tokens, mode, draft, logprobs, n_ctx;
+    int32_t       top_k;   // samplers of both speakers: this many tokens stay, 0 = all
+    double        penalty; // and the logit of the context's last id is lowered by this
+    table_grammar grammar;
 } table_run;
 
 typedef struct table_event {
     char    bytes[64];
-    int32_t n_bytes, id, source, guess;
-    double  logprob, base_share, deferred_mass;
+    int32_t n_bytes, id, n_ids, source, guess;
+    double  logprob, base_share, deferred_mass, base_logprob, aligned_logprob;
 } table_event;
 
 typedef struct table_result {
@@ -105,6 +116,60 @@ private:
     mutable std::vector<float> buffer_;
 };
 
+// Lowers the last id, then keeps the k best: equal ones by the lower id.
+class TableShaper : public Shaper {
+public:
+    TableShaper(int32_t top_k, double penalty) : top_k_(size_t(top_k)), penalty_(penalty) {}
+
+    void shape(const Token * context, size_t n_context, uint64_t, const float * logits, float * shaped,
+               size_t n) override {
+        std::copy(logits, logits + n, shaped);
+        const Token last = context[n_context - 1];
+        if (size_t(last) < n) shaped[last] -= float(penalty_);
+        if (top_k_ == 0 || top_k_ >= n) return;
+        std::vector<Token> order(n);
+        for (size_t i = 0; i < n; ++i) order[i] = Token(i);
+        std::stable_sort(order.begin(), order.end(), [&](Token a, Token b) { return shaped[a] > shaped[b]; });
+        for (size_t i = top_k_; i < n; ++i) shaped[order[i]] = -INFINITY;
+    }
+
+private:
+    size_t top_k_;
+    double penalty_;
+};
+
+class TableGrammar : public Grammar {
+public:
+    TableGrammar(const table_grammar & table, const TableModel & model) : table_(table), model_(model) {}
+
+    std::unique_ptr<Grammar> clone() const override { return std::make_unique<TableGrammar>(*this); }
+
+    bool allows(Token id) override {
+        return model_.kind(id) == TokenKind::End ? table_.may_end[state_] != 0 : after(id) >= 0;
+    }
+    void restrict(uint8_t * ok, size_t n) override {
+        for (size_t i = 0; i < n; ++i) ok[i] = ok[i] && allows(Token(i));
+    }
+    // llama.cpp ends the process on a token that was not checked: so the loop may never offer one.
+    void accept(Token id) override {
+        if (model_.kind(id) == TokenKind::End || after(id) < 0) throw Error(KAD_INTERNAL_ERROR, "accepted unchecked");
+        state_ = after(id);
+    }
+
+private:
+    const table_grammar & table_;
+    const TableModel &    model_;
+    int32_t               state_ = 0;
+
+    int32_t after(Token id) const {
+        int32_t state = state_;
+        for (const char byte : model_.bytes(id)) {
+            if (state >= 0) state = table_.next[state * 256 + uint8_t(byte)];
+        }
+        return state;
+    }
+};
+
 void hand_out(Sequence & sequence, table_event * events, int32_t capacity, table_result & result) {
     for (; !sequence.said.empty(); sequence.said.pop_front()) {
         const Said & said = sequence.said.front();
@@ -113,13 +178,16 @@ void hand_out(Sequence & sequence, table_event * events, int32_t capacity, table
         table_event & event = events[result.n_events++];
         event               = {};
         std::memcpy(event.bytes, said.bytes.data(), said.bytes.size());
-        event.n_bytes       = int32_t(said.bytes.size());
-        event.id            = said.id;
-        event.source        = said.source;
-        event.guess         = said.guess;
-        event.logprob       = said.logprob;
-        event.base_share    = said.base_share;
-        event.deferred_mass = said.deferred_mass;
+        event.n_bytes         = int32_t(said.bytes.size());
+        event.id              = said.ids[0];
+        event.n_ids           = int32_t(said.ids.size());
+        event.source          = said.source;
+        event.guess           = said.guess;
+        event.logprob         = said.logprob;
+        event.base_share      = said.base_share;
+        event.deferred_mass   = said.deferred_mass;
+        event.base_logprob    = said.base_logprob;
+        event.aligned_logprob = said.aligned_logprob;
     }
 }
 
@@ -127,23 +195,37 @@ void hand_out(Sequence & sequence, table_event * events, int32_t capacity, table
 
 int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * result) {
     return guarded([&] {
-        TableModel       base(run->models[0], size_t(run->n_ctx)), aligned(run->models[1], size_t(run->n_ctx));
-        const EventSpace space(&base, &aligned, compare(base, aligned).equal);
-        Settings         settings;
-        settings.rule            = run->rule;
-        settings.n_ctx           = size_t(run->n_ctx);
-        settings.architecture[0] = settings.architecture[1] = "table";
-        Generator generator(&base, &aligned, space, settings);
+        std::unique_ptr<TableModel> models[ROLE_COUNT];
+        LanguageModel *             speaking[ROLE_COUNT] = {};
+        Settings                    settings;
+        for (const kad_role role : ROLES) {
+            if (run->models[role].n_vocab == 0) continue;
+            models[role]                = std::make_unique<TableModel>(run->models[role], size_t(run->n_ctx));
+            speaking[role]              = models[role].get();
+            settings.architecture[role] = "table";
+        }
+        const bool       equal = compare(*models[KAD_ROLE_BASE], *models[KAD_ROLE_ALIGNED]).equal;
+        const EventSpace space(models[0].get(), models[1].get(), equal, models[2].get());
+        settings.rule  = run->rule;
+        settings.n_ctx = size_t(run->n_ctx);
+        Generator generator(speaking, space, settings);
         Sequence  sequence;
         sequence.coins       = { run->seed, run->text_number };
         sequence.temperature = run->temperature;
         sequence.max_tokens  = run->max_tokens;
         sequence.logprobs    = run->logprobs != 0;
-        for (int role = 0; role < 2; ++role) {
+        Constraint constraint(space);
+        for (const kad_role role : ROLES) {
+            if (!models[role]) continue;
             const table_model & table = run->models[role];
-            sequence.sides[role].context.assign(table.prompt, table.prompt + table.n_prompt);
-            if (!space.shared_ids()) sequence.sides[role].tokens = std::make_unique<TextTokens>(role ? aligned : base);
+            Side &              side  = sequence.sides[role];
+            side.context.assign(table.prompt, table.prompt + table.n_prompt);
+            if (run->top_k || run->penalty != 0) side.shaper = std::make_unique<TableShaper>(run->top_k, run->penalty);
+            if (!space.shared_ids()) side.tokens = std::make_unique<TextTokens>(*models[role]);
+            if (!space.shared_ids() || role == KAD_ROLE_BASE)
+                constraint.add(role, std::make_unique<TableGrammar>(run->grammar, *models[role]));
         }
+        if (run->grammar.n_states) sequence.constraints.push_back(std::move(constraint));
         generator.begin(sequence, kad_mode(run->mode), size_t(run->draft));
         *result = {};
         while (sequence.finish == KAD_FINISH_NONE) {

@@ -6,9 +6,29 @@
 
 namespace kad {
 
-static constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
-
-static const char * name_of(kad_role role) { return role == KAD_ROLE_BASE ? "base" : "aligned"; }
+// Which models a rule runs: rule base may do without the aligned one, rule aligned without the base.
+static void check_roles(const EngineOptions & options) {
+    const kad_rule_info & rule = rule_info(options.rule.kind);
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_ALIGNED }) {
+        const ModelOptions & model  = options.models[role];
+        const bool           speaks = !model.path.empty() && !model.vocab_only;
+        const int32_t        alone  = role == KAD_ROLE_BASE ? KAD_RULE_ALIGNED : KAD_RULE_BASE;
+        if (!speaks && options.rule.kind != alone) {
+            throw Error(KAD_INVALID_ARGUMENT, std::string("rule ") + rule.name + " needs the " + role_name(role) +
+                                                  " model; give its path, or use rule " + rule_info(alone).name);
+        }
+    }
+    const ModelOptions & reference = options.models[KAD_ROLE_REFERENCE];
+    if (rule.reference && (reference.path.empty() || reference.vocab_only)) {
+        throw Error(KAD_INVALID_ARGUMENT,
+                    std::string("rule ") + rule.name +
+                        " needs a reference model: the aligned model before its alignment; give its path");
+    }
+    if (!rule.reference && !reference.path.empty()) {
+        throw Error(KAD_INVALID_ARGUMENT, "a reference model (\"" + reference.path + "\") is given, but rule " +
+                                              rule.name + " uses none; leave it out, or use rule implicit-reward");
+    }
+}
 
 static void check_options(const EngineOptions & options) {
     check_rule(options.rule);
@@ -21,21 +41,15 @@ static void check_options(const EngineOptions & options) {
                                               " is out of range; expected 1 to 512, or 0 for the "
                                               "physical cores");
     }
+    check_roles(options);
     for (const kad_role role : ROLES) {
-        const ModelOptions & model  = options.models[role];
-        const bool           speaks = !model.path.empty() && !model.vocab_only;
-        const int32_t        alone  = role == KAD_ROLE_BASE ? KAD_RULE_ALIGNED : KAD_RULE_BASE;
-        if (!speaks && options.rule.kind != alone) {
-            throw Error(KAD_INVALID_ARGUMENT, std::string("rule ") + rule_info(options.rule.kind).name + " needs the " +
-                                                  name_of(role) + " model; give its path, or use rule " +
-                                                  rule_info(alone).name);
-        }
+        const ModelOptions & model = options.models[role];
         if (model.n_gpu_layers < -1) {
             throw Error(KAD_INVALID_ARGUMENT,
                         std::string(role == KAD_ROLE_BASE ? "n_gpu_layers " : "n_gpu_layers_aligned ") +
                             std::to_string(model.n_gpu_layers) + " is out of range; expected -1 (all) or more");
         }
-        for (const auto & [name, value] : model.fields) check_field(name, value, name_of(role));
+        for (const auto & [name, value] : model.fields) check_field(name, value, role_name(role));
         if (options.max_pass[role] < 0) {
             throw Error(KAD_INVALID_ARGUMENT, "max_pass " + std::to_string(options.max_pass[role]) +
                                                   " is out of range; expected 0 (measure) or more");
@@ -69,7 +83,7 @@ static MemoryNeed memory_of(const kad_file_info & file, const ModelOptions & opt
 }
 
 static std::string figures(kad_role role, const MemoryNeed & need) {
-    return std::string(name_of(role)) + " " + gibibytes(need.total()) + " (weights " + gibibytes(need.weights) +
+    return std::string(role_name(role)) + " " + gibibytes(need.total()) + " (weights " + gibibytes(need.weights) +
            ", cache " + gibibytes(need.cache) + ", logits " + gibibytes(need.buffers) + ")";
 }
 
@@ -96,8 +110,8 @@ static void check_memory(const EngineOptions & options, const kad_file_info * fi
 
 Engine::Engine(const EngineOptions & options) : options_(options) {
     check_options(options);
-    kad_file_info files[2] = {};
-    uint64_t      n_ctx    = uint64_t(options.n_ctx);
+    kad_file_info files[ROLE_COUNT] = {};
+    uint64_t      n_ctx             = uint64_t(options.n_ctx);
     for (const kad_role role : ROLES) {
         if (options.models[role].path.empty()) continue;
         files[role] = inspect_file(options.models[role].path);
@@ -106,24 +120,30 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
     }
     check_memory(options, files, n_ctx);
 
-    const double bytes[2] = { double(files[0].tensor_bytes), double(files[1].tensor_bytes) };
+    double bytes = 0, before = 0; // of weights, for the progress
+    for (const kad_file_info & file : files) bytes += double(file.tensor_bytes);
+
     for (const kad_role role : ROLES) {
         if (options.models[role].path.empty()) continue;
-        const double before   = role == KAD_ROLE_BASE ? 0 : bytes[0];
-        const auto   progress = [&](double fraction) {
-            return !cancel &&
-                   (!options.progress || options.progress((before + fraction * bytes[role]) / (bytes[0] + bytes[1])));
-        };
-        models_[role] = std::make_unique<LlamaModel>(options.models[role], role, options.verbose, progress);
-    }
-    if (models_[0] && models_[1]) comparison_ = compare(*models_[0], *models_[1]);
 
-    Settings           settings;
-    LanguageModel *    speaking[2]     = {};
-    const Vocabulary * vocabularies[2] = {};
-    settings.rule                      = options.rule;
-    settings.n_ctx                     = size_t(n_ctx);
-    settings.reproducible              = options.reproducible;
+        const double own      = double(files[role].tensor_bytes);
+        const auto   progress = [&](double fraction) {
+            return !cancel && (!options.progress || options.progress((before + fraction * own) / bytes));
+        };
+
+        models_[role] = std::make_unique<LlamaModel>(options.models[role], role, options.verbose, progress);
+        before += own;
+    }
+    compare_vocabularies();
+
+    Settings settings;
+
+    LanguageModel *    speaking[ROLE_COUNT]     = {};
+    const Vocabulary * vocabularies[ROLE_COUNT] = {};
+
+    settings.rule         = options.rule;
+    settings.n_ctx        = size_t(n_ctx);
+    settings.reproducible = options.reproducible;
     for (const kad_role role : ROLES) {
         if (!speaks(role)) continue;
         LlamaModel &   model = *models_[role];
@@ -148,23 +168,44 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         speaking[role]              = &model;
         vocabularies[role]          = &model;
     }
-    events_    = std::make_unique<EventSpace>(vocabularies[0], vocabularies[1], comparison_.equal);
-    generator_ = std::make_unique<Generator>(speaking[0], speaking[1], *events_, settings);
+
+    events_    = std::make_unique<EventSpace>(vocabularies[KAD_ROLE_BASE], vocabularies[KAD_ROLE_ALIGNED],
+                                              comparison_.equal, vocabularies[KAD_ROLE_REFERENCE]);
+    generator_ = std::make_unique<Generator>(speaking, *events_, settings);
+}
+
+// implicit-reward multiplies three rows token by token: one vocabulary, or nothing.
+void Engine::compare_vocabularies() {
+    if (models_[KAD_ROLE_BASE] && models_[KAD_ROLE_ALIGNED])
+        comparison_ = compare(*models_[KAD_ROLE_BASE], *models_[KAD_ROLE_ALIGNED]);
+    if (!models_[KAD_ROLE_REFERENCE]) return;
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
+        const VocabularyComparison found = compare(*models_[role], *models_[KAD_ROLE_ALIGNED]);
+        if (found.equal) continue;
+        throw Error(KAD_MODEL_ERROR,
+                    std::string("rule ") + rule_info(options_.rule.kind).name + " needs one vocabulary, but the " +
+                        role_name(role) + " model \"" + options_.models[role].path + "\" and the aligned model \"" +
+                        options_.models[KAD_ROLE_ALIGNED].path + "\" differ in " + std::to_string(found.n_differing) +
+                        " ids, the first is " + std::to_string(found.differing[0]) + "; use models of one family");
+    }
 }
 
 PassInfo Engine::measure(const EngineOptions & options, kad_role role) {
     const ModelOptions & wanted = options.models[role];
     if (wanted.path.empty())
         throw Error(KAD_INVALID_ARGUMENT,
-                    std::string("the ") + name_of(role) + " model has no path; expected a GGUF file");
+                    std::string("the ") + role_name(role) + " model has no path; expected a GGUF file");
     if (wanted.vocab_only) throw Error(KAD_INVALID_ARGUMENT, "vocab_only is set: measuring needs the model's weights");
-    EngineOptions alone = options; // the other model is not loaded
-    alone.models[1 - role].path.clear();
+    EngineOptions alone = options; // the other models are not loaded
+    for (const kad_role other : ROLES) {
+        if (other != role) alone.models[other].path.clear();
+    }
     alone.rule = { role == KAD_ROLE_BASE ? KAD_RULE_BASE : KAD_RULE_ALIGNED, 0, 1 };
+    if (role == KAD_ROLE_REFERENCE) std::swap(alone.models[KAD_ROLE_ALIGNED], alone.models[role]);
     check_options(alone);
-    const kad_file_info file     = inspect_file(wanted.path);
-    kad_file_info       files[2] = {};
-    files[role]                  = file;
+    const kad_file_info file                                    = inspect_file(wanted.path);
+    kad_file_info       files[ROLE_COUNT]                       = {};
+    files[role == KAD_ROLE_REFERENCE ? KAD_ROLE_ALIGNED : role] = file;
     check_memory(alone, files,
                  std::min<uint64_t>(uint64_t(options.n_ctx), file.n_ctx_train ? file.n_ctx_train : UINT64_MAX));
     LlamaModel     model(wanted, role, options.verbose, options.progress);

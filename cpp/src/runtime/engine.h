@@ -1,4 +1,4 @@
-// The two models, their contexts, and the one sequence that uses them. Opening checks everything that can be checked before
+// The models, their contexts, and the one sequence that uses them. Opening checks everything that can be checked before
 // anything is loaded.
 #pragma once
 
@@ -13,11 +13,11 @@ struct kad_sequence;
 namespace kad {
 
 struct EngineOptions {
-    ModelOptions                models[2];
+    ModelOptions                models[ROLE_COUNT];
     kad_rule                    rule;
     int32_t                     n_ctx, n_threads;
     bool                        reproducible, verbose;
-    int32_t                     max_pass[2];
+    int32_t                     max_pass[ROLE_COUNT];
     uint64_t                    memory_limit;
     std::function<bool(double)> progress;
 };
@@ -45,11 +45,13 @@ public:
 
 private:
     EngineOptions               options_;
-    std::unique_ptr<LlamaModel> models_[2];
+    std::unique_ptr<LlamaModel> models_[ROLE_COUNT];
     VocabularyComparison        comparison_;
     std::unique_ptr<EventSpace> events_;
     std::unique_ptr<Generator>  generator_;
-    int32_t                     max_pass_[2] = {};
+    int32_t                     max_pass_[ROLE_COUNT] = {};
+
+    void compare_vocabularies();
 };
 
 } // namespace kad

@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
+#include "../core/reward.h"
 #include "utf8.h"
 
 namespace kad {
 
-static constexpr kad_role ROLES[] = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED };
-
-Generator::Generator(LanguageModel * base, LanguageModel * aligned, const EventSpace & events,
-                     const Settings & settings)
+Generator::Generator(LanguageModel * const (&models)[ROLE_COUNT], const EventSpace & events, const Settings & settings)
     : events_(events), settings_(settings) {
-    LanguageModel * models[] = { base, aligned };
+
     for (const kad_role role : ROLES) {
         if (!models[role]) continue;
         speakers_[role] =
@@ -43,20 +42,23 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
     }
     if (wanted == KAD_MODE_SPECULATIVE) {
         for (const kad_role role : ROLES) {
-            if (speakers_[role]->model().can_rewind()) continue;
+            if (!sequence.sides[role].active || speakers_[role]->model().can_rewind()) continue;
             sequence.mode = KAD_MODE_PLAIN;
             sequence.note =
                 "no speculation: the cache of a " + settings_.architecture[role] + " model cannot rewind; runs plain";
             return;
         }
+        // The base scores all guesses in one pass, and so does the reference.
+        size_t most = speakers_[KAD_ROLE_BASE]->max_pass();
+        if (sequence.sides[KAD_ROLE_REFERENCE].active) most = std::min(most, speakers_[KAD_ROLE_REFERENCE]->max_pass());
         if (!events_.shared_ids()) {
             sequence.mode = KAD_MODE_LAZY;
             sequence.note = "no speculation: the vocabularies differ; runs lazy";
-        } else if (settings_.reproducible && speakers_[KAD_ROLE_BASE]->max_pass() < 2) {
+        } else if (settings_.reproducible && most < 2) {
             sequence.mode = KAD_MODE_LAZY;
             sequence.note = "no speculation: no two rows of the base are bit-equal in one pass and alone; runs lazy";
         } else {
-            sequence.draft = std::min(draft, settings_.reproducible ? speakers_[KAD_ROLE_BASE]->max_pass() - 1 : draft);
+            sequence.draft = std::min(draft, settings_.reproducible ? most - 1 : draft);
             if (sequence.draft < draft) {
                 sequence.note = "draft shortened to " + std::to_string(sequence.draft) +
                                 ": the base's rows are bit-equal up to passes of " + std::to_string(sequence.draft + 1);
@@ -73,8 +75,11 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
 
 void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
     // Rule aligned never asks the base.
-    sequence.sides[KAD_ROLE_BASE].active    = speakers_[KAD_ROLE_BASE] && settings_.rule.kind != KAD_RULE_ALIGNED;
-    sequence.sides[KAD_ROLE_ALIGNED].active = speakers_[KAD_ROLE_ALIGNED] != nullptr;
+    sequence.sides[KAD_ROLE_BASE].active = speakers_[KAD_ROLE_BASE] && settings_.rule.kind != KAD_RULE_ALIGNED;
+
+    for (const kad_role role : { KAD_ROLE_ALIGNED, KAD_ROLE_REFERENCE })
+        sequence.sides[role].active = speakers_[role] != nullptr;
+
     choose_mode(sequence, wanted, draft);
     for (const kad_role role : ROLES) {
         Side & side = sequence.sides[role];
@@ -83,14 +88,20 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         reading.temperature = sequence.temperature;
         reading.rule_temperature =
             looks_at(settings_.rule, role) ? rule_temperature(settings_.rule, sequence.temperature) : 0;
-        reading.shaper = side.shaper.get();
-        side.n_prompt  = side.context.size();
+
+        // Under implicit-reward the base's chain acts on log pi, and the reference does not speak.
+        const bool speaks = role == KAD_ROLE_ALIGNED || (role == KAD_ROLE_BASE && !is_joint());
+        reading.shaper    = speaks ? side.shaper.get() : nullptr;
+
+        side.n_prompt = side.context.size();
         speakers_[role]->begin(reading, sequence.draft + 2);
     }
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
 }
 
-Row & Generator::row(Sequence & sequence, kad_role role) { return speakers_[role]->row(sequence.sides[role].context); }
+Row & Generator::row(Sequence & sequence, kad_role role, size_t ahead) {
+    return speakers_[role]->row(sequence.sides[role].context, sequence.events + ahead);
+}
 
 bool Generator::prefill(Sequence & sequence) {
     for (const kad_role role : ROLES) {
@@ -145,8 +156,10 @@ void Generator::round(Sequence & sequence) {
         const bool  right   = guessed && event == guesses_[i];
         sequence.drafted += guessed;
         sequence.accepted += right;
-        said.guess = guessed ? (right ? 1 : 2) : 0;
-        if (!say(sequence, event, said) || !right) break;
+        said.guess      = guessed ? (right ? 1 : 2) : 0;
+        const bool more = say(sequence, event, said);
+        if (more) advance_constraint(sequence, event, said, right);
+        if (!more || !right) break;
     }
     if (sequence.finish != KAD_FINISH_NONE) close(sequence);
 }
@@ -158,17 +171,27 @@ size_t Generator::room_for_guesses(const Sequence & sequence) const {
 }
 
 // The aligned model's guess at t is its own x_t, by the very coin that the draw at t will use: right with probability
-// 1 - TV(pi, q').
+// 1 - TV(pi, q'). Where a grammar refuses x_t, the draw at t will redraw: the guess is that proposal, by its coin.
 void Generator::guess(Sequence & sequence, size_t n) {
-    Side &       side = sequence.sides[KAD_ROLE_ALIGNED];
-    const size_t said = side.context.size();
+    Side &       side   = sequence.sides[KAD_ROLE_ALIGNED];
+    const size_t said   = side.context.size();
+    auto &       states = sequence.constraints;
+    if (!states.empty()) {
+        std::swap(states[0], states[sequence.constrained]);
+        states.erase(states.begin() + 1, states.end());
+        sequence.constrained = 0;
+    }
     try {
         for (size_t i = 0; i < n; ++i) {
-            const Token x =
-                row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL));
+            const Token x = guess_one(sequence, i);
+            if (x < 0) break; // nothing that the aligned model could say is allowed
             guesses_.push_back(x);
             if (events_.ends(x)) break;
             side.context.push_back(x);
+            if (states.empty()) continue;
+            Constraint next = states.back().clone();
+            next.accept(x, KAD_ROLE_ALIGNED, { x }, events_.bytes(x));
+            states.push_back(std::move(next));
         }
     } catch (...) {
         side.context.resize(said);
@@ -177,99 +200,230 @@ void Generator::guess(Sequence & sequence, size_t n) {
     side.context.resize(said);
 }
 
-// One base pass over all guesses: the rows after the text and after each guess.
-void Generator::score(Sequence & sequence) {
-    Side &       side = sequence.sides[KAD_ROLE_BASE];
-    const size_t said = side.context.size();
-    for (const Token x : guesses_) {
-        if (!events_.ends(x)) side.context.push_back(x);
-    }
-    try {
-        speakers_[KAD_ROLE_BASE]->rows(side.context, said);
-    } catch (...) {
-        side.context.resize(said);
-        throw;
-    }
-    side.context.resize(said);
+static std::vector<uint8_t> support(const Distribution & row) {
+    std::vector<uint8_t> possible(row.size());
+    for (size_t i = 0; i < possible.size(); ++i) possible[i] = row.probability(Token(i)) > 0;
+    return possible;
 }
+
+Token Generator::guess_one(Sequence & sequence, size_t i) {
+    const uint64_t event = sequence.events + i;
+    Row &          row   = this->row(sequence, KAD_ROLE_ALIGNED, i);
+    const Token    x     = row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL));
+    if (sequence.constraints.empty() || sequence.constraints.back().allows(x)) return x;
+    const double coin = sequence.coins(event, PURPOSE_REDRAW);
+    return allowed_draw(sequence.constraints.back(), KAD_ROLE_ALIGNED, row, coin);
+}
+
+// One pass over all guesses, of the base and of the reference: the rows after the text and after each guess.
+void Generator::score(Sequence & sequence) {
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
+        Side & side = sequence.sides[role];
+        if (!side.active) continue;
+        const size_t said = side.context.size();
+        for (const Token x : guesses_) {
+            if (!events_.ends(x)) side.context.push_back(x);
+        }
+        try {
+            speakers_[role]->rows(side.context, said);
+        } catch (...) {
+            side.context.resize(said);
+            throw;
+        }
+        side.context.resize(said);
+    }
+}
+
+// ---- Drawing one event ------------------------------------------------------------------------------------------------
 
 // The event at position sequence.events: section 3 with the rows of this context and the coins of this event.
 Token Generator::draw_event(Sequence & sequence, Said & said) {
+    pi_.reset();
+    said.logprob = said.base_share = said.base_logprob = said.aligned_logprob = NAN;
+    if (!sequence.sides[KAD_ROLE_BASE].active) return draw_alone(sequence, said, KAD_ROLE_ALIGNED);
+    if (!sequence.sides[KAD_ROLE_ALIGNED].active) return draw_alone(sequence, said, KAD_ROLE_BASE);
+
     const DrawCoins coins(sequence.coins, sequence.events);
-    said.logprob = said.base_share = NAN;
-    if (!sequence.sides[KAD_ROLE_BASE].active) {
-        const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
-        const Token          x = q.draw(coins.proposal);
-        said.source            = KAD_SOURCE_ALIGNED;
-        said.deferred_mass     = 1;
-        if (sequence.logprobs) said.logprob = q.log_probability(x), said.base_share = 0;
-        return x;
-    }
-    Row & base = row(sequence, KAD_ROLE_BASE);
-    if (!sequence.sides[KAD_ROLE_ALIGNED].active) {
-        // Rule base without an aligned model: no proposal, so the target itself by the third coin.
-        const Token y      = base.spoken.draw(coins.residual);
-        said.source        = KAD_SOURCE_BASE;
-        said.deferred_mass = 0;
-        if (sequence.logprobs) said.logprob = base.spoken.log_probability(y), said.base_share = 1;
-        return y;
-    }
-    const bool both = looks_at(settings_.rule, KAD_ROLE_ALIGNED);
-    decide(settings_.rule, &base.at_rule, both ? &row(sequence, KAD_ROLE_ALIGNED).at_rule : nullptr, kept_);
-    said.deferred_mass = deferred_mass(base.spoken, kept_);
+    decide_kept(sequence);
     Outcome outcome;
-    if (sequence.mode == KAD_MODE_PLAIN || sequence.logprobs ||
-        !draw_without_aligned(base.spoken, kept_, coins, outcome)) {
-        const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
-        const Mixture        pi(base.spoken, q, kept_, rule_info(settings_.rule.kind).exchanged != 0);
-        outcome            = draw(pi, q.draw(coins.proposal), coins);
-        said.deferred_mass = pi.alpha();
-        if (sequence.logprobs) {
-            said.logprob    = std::log(pi.probability(outcome.token));
-            said.base_share = pi.base_share(outcome.token);
-        }
+    // Of the rules without S, T is no set that step 2 could be taken on.
+    const kad_rule_info & rule = rule_info(settings_.rule.kind);
+    const bool need_both = sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || rule.exchanged || rule.reference;
+    if (need_both || !draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, kept_, coins, outcome)) {
+        mix(sequence);
+        outcome            = draw(*pi_, pi_->aligned().draw(coins.proposal), coins);
+        said.deferred_mass = pi_->alpha();
+    } else {
+        said.deferred_mass = deferred_mass(row(sequence, KAD_ROLE_BASE).spoken, kept_);
     }
+    if (constraint(sequence) && !constraint(sequence)->allows(outcome.token)) outcome = redraw_event(sequence, said);
     said.source = outcome.source;
+    if (sequence.logprobs) describe(sequence, outcome.token, said);
     return outcome.token;
 }
 
-// Says an event: false when the text ends here.
-bool Generator::say(Sequence & sequence, Token event, Said & said) {
-    if (events_.ends(event)) {
-        sequence.finish  = KAD_FINISH_EOG;
-        sequence.settled = sequence.length;
-        return false;
+// One model speaks. The aligned model's own draw is the proposal, by the first coin. Rule base without an aligned model has no
+// proposal: the target itself, by the third.
+Token Generator::draw_alone(Sequence & sequence, Said & said, kad_role role) {
+    const bool      base = role == KAD_ROLE_BASE;
+    Row &           own  = row(sequence, role);
+    const DrawCoins coins(sequence.coins, sequence.events), again(sequence.coins, sequence.events, PURPOSE_REDRAW);
+    Token           y = own.spoken.draw(base ? coins.residual : coins.proposal);
+    if (constraint(sequence) && !constraint(sequence)->allows(y)) {
+        y = allowed_draw(*constraint(sequence), role, own, base ? again.residual : again.proposal);
+        if (y < 0) throw nothing_allowed(sequence);
+    }
+    said.source        = base ? KAD_SOURCE_BASE : KAD_SOURCE_ALIGNED;
+    said.deferred_mass = base ? 0 : 1;
+    if (sequence.logprobs) {
+        said.base_share = base ? 1 : 0;
+        said.logprob = (base ? said.base_logprob : said.aligned_logprob) = own.spoken.log_probability(y);
+    }
+    return y;
+}
+
+// S (or T) at this position, from the raw rows.
+void Generator::decide_kept(Sequence & sequence) {
+    if (is_joint()) return kept_.nothing();
+    const auto at_rule = [&](kad_role role) {
+        return looks_at(settings_.rule, role) ? &row(sequence, role).at_rule : nullptr;
+    };
+    decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), kept_);
+}
+
+// pi at this position; decide_kept() comes first.
+void Generator::mix(Sequence & sequence) {
+    if (is_joint()) return mix_joint(sequence, nullptr);
+    const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
+    pi_.emplace(row(sequence, KAD_ROLE_BASE).spoken, q, kept_, rule_info(settings_.rule.kind).exchanged != 0);
+}
+
+// pi of implicit-reward: a row of its own, which the base's chain shapes; with ok, masked before that.
+void Generator::mix_joint(Sequence & sequence, const std::vector<uint8_t> * ok) {
+    const Side & side = sequence.sides[KAD_ROLE_BASE];
+    const Row &  q    = row(sequence, KAD_ROLE_ALIGNED);
+    implicit_reward(row(sequence, KAD_ROLE_BASE).own.data(), q.own.data(), row(sequence, KAD_ROLE_REFERENCE).own.data(),
+                    events_.size(), settings_.rule.threshold, joint_row_);
+    for (size_t i = 0; ok && i < joint_row_.size(); ++i) {
+        if (!(*ok)[i]) joint_row_[i] = -INFINITY;
+    }
+    const float * spoken = joint_row_.data();
+    if (side.shaper) {
+        joint_shaped_.resize(joint_row_.size());
+        side.shaper->shape(side.context.data(), side.context.size(), sequence.events, spoken, joint_shaped_.data(),
+                           joint_row_.size());
+        spoken = joint_shaped_.data();
+    }
+    joint_.set(spoken, joint_row_.size(), sequence.temperature, "log pi of rule implicit-reward");
+    pi_.emplace(joint_, q.spoken);
+}
+
+// The log-probabilities of an event under pi_, before a grammar.
+void Generator::describe(Sequence & sequence, Token event, Said & said) {
+    said.logprob         = std::log(pi_->probability(event));
+    said.aligned_logprob = pi_->aligned().log_probability(event);
+    said.base_logprob    = row(sequence, KAD_ROLE_BASE).spoken.log_probability(event);
+    if (std::isnan(said.base_share)) said.base_share = pi_->base_share(event);
+}
+
+// ---- Under a grammar --------------------------------------------------------------------------------------------------
+
+Constraint * Generator::constraint(Sequence & sequence) const {
+    return sequence.constraints.empty() ? nullptr : &sequence.constraints[sequence.constrained];
+}
+
+// After an event that was said: the state that a right guess prepared, or this one moved on.
+void Generator::advance_constraint(Sequence & sequence, Token event, const Said & said, bool guessed_right) {
+    if (!constraint(sequence)) return;
+    const size_t next = sequence.constrained + 1;
+    if (guessed_right && next < sequence.constraints.size()) {
+        sequence.constrained = next;
+        return;
     }
     const kad_role role = said.source == KAD_SOURCE_BASE ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    said.id             = events_.id(role, event);
-    said.bytes          = events_.bytes(event);
+    constraint(sequence)->accept(event, role, said.ids, said.bytes);
+}
 
-    bool ended = false, fits = true;
-    if (events_.shared_ids()) {
-        for (Side & side : sequence.sides) {
-            if (side.active && side.context.size() + 1 > settings_.n_ctx) fits = false;
-        }
-        for (Side & side : sequence.sides) {
-            if (side.active && fits) side.context.push_back(event);
-        }
-    } else {
-        if (unfinished(said.bytes)) ended = finish_character(sequence, event, said);
-        // A character that the context has no room to finish is not said.
-        for (const Side & side : sequence.sides)
-            fits = fits && (!side.active || side.context.size() <= settings_.n_ctx);
-        const std::string text = sequence.text + said.bytes;
-        for (Side & side : sequence.sides) {
-            if (!side.active) continue;
-            side.retokenise(text);
-            if (side.context.size() > settings_.n_ctx) {
-                side.context.resize(settings_.n_ctx);
-                fits = false;
-            }
-        }
+Error Generator::nothing_allowed(const Sequence & sequence) const {
+    return Error(KAD_NOT_A_NUMBER, "after " + std::to_string(sequence.events) +
+                                       " tokens no model has a token that the grammar allows; check the grammar");
+}
+
+// The outcome was refused: redraw among the tokens that have any mass; without any allowed mass, both models choose again.
+Outcome Generator::redraw_event(Sequence & sequence, Said & said) {
+    if (!pi_) mix(sequence);
+    const DrawCoins      coins(sequence.coins, sequence.events, PURPOSE_REDRAW);
+    std::vector<uint8_t> ask(events_.size()), ok;
+    for (size_t e = 0; e < ask.size(); ++e) {
+        ask[e] = pi_->probability(Token(e)) > 0 || pi_->aligned().probability(Token(e)) > 0;
     }
-    if (!fits) {
+    constraint(sequence)->allowed(ask, ok);
+    Outcome outcome;
+    if (redraw(*pi_, ok, coins, outcome)) return outcome;
+    constraint(sequence)->allowed(std::vector<uint8_t>(ok.size(), 1), ok);
+    return is_joint() ? draw_joint_restricted(sequence, ok, coins) : draw_restricted(sequence, said, ok, coins);
+}
+
+// No mass of pi is allowed: both models speak again from what is, S still from the raw rows; section 3 with the redraw's coins.
+// A model with no token to say gives way to the other.
+Outcome Generator::draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok,
+                                   const DrawCoins & coins) {
+    Distribution p, q;
+    const bool   base_can    = restricted(KAD_ROLE_BASE, row(sequence, KAD_ROLE_BASE), ok, p);
+    const bool   aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
+    if (!base_can && !aligned_can) throw nothing_allowed(sequence);
+    said.base_share = base_can ? 1 : 0;
+    if (!base_can) return { q.draw(coins.proposal), KAD_SOURCE_ALIGNED };
+    if (!aligned_can) return { p.draw(coins.residual), KAD_SOURCE_BASE };
+    KeptSet kept = kept_;
+    if (kept.extent == KeptSet::Extent::Some) {
+        const auto refused = [&](Token v) { return !ok[size_t(v)]; };
+        kept.ids.erase(std::remove_if(kept.ids.begin(), kept.ids.end(), refused), kept.ids.end());
+        kept.some();
+    }
+    const Mixture pi(p, q, kept, rule_info(settings_.rule.kind).exchanged != 0);
+    const Outcome outcome = draw(pi, q.draw(coins.proposal), coins);
+    said.base_share       = pi.base_share(outcome.token);
+    return outcome;
+}
+
+// The same for implicit-reward: log pi and the proposal's row, masked before their chains.
+Outcome Generator::draw_joint_restricted(Sequence & sequence, const std::vector<uint8_t> & ok,
+                                         const DrawCoins & coins) {
+    Distribution q;
+    const bool   aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
+    mix_joint(sequence, &ok); // throws when nothing is left of it
+    if (!aligned_can) return { joint_.draw(coins.residual), KAD_SOURCE_JOINT };
+    const Outcome outcome = draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
+    mix(sequence); // what describe() speaks of
+    return outcome;
+}
+
+// A role's row as it speaks when its raw row is masked first; false when it has nothing to say. Valid until the next call for
+// that role.
+bool Generator::restricted(kad_role role, const Row & row, const std::vector<uint8_t> & ok, Distribution & out) {
+    return speakers_[role]->restricted(row, ok, restricted_[role], out);
+}
+
+// One model's draw by one coin among allowed events: from its row as it speaks, else from its masked row; -1 when nothing is left.
+Token Generator::allowed_draw(Constraint & state, kad_role role, const Row & row, double coin) {
+    std::vector<uint8_t> ok;
+    state.allowed(support(row.spoken), ok);
+    const Token y = draw_allowed(row.spoken, ok, coin);
+    if (y >= 0) return y;
+    state.allowed(std::vector<uint8_t>(ok.size(), 1), ok);
+    Distribution own;
+    return restricted(role, row, ok, own) ? own.draw(coin) : -1;
+}
+
+// ---- Saying it --------------------------------------------------------------------------------------------------------
+
+// Says an event: false when the text ends here.
+bool Generator::say(Sequence & sequence, Token event, Said & said) {
+    bool ended = events_.ends(event);
+    if (ended || !append(sequence, event, said, ended)) {
         // The text ends at the first event for which either model's own ids would exceed the context; it is not said.
-        sequence.finish  = KAD_FINISH_CONTEXT;
+        sequence.finish  = events_.ends(event) ? KAD_FINISH_EOG : KAD_FINISH_CONTEXT;
         sequence.settled = sequence.length;
         return false;
     }
@@ -284,26 +438,63 @@ bool Generator::say(Sequence & sequence, Token event, Said & said) {
     return sequence.finish == KAD_FINISH_NONE;
 }
 
+// The models' contexts with the event after them; false when one of them would not fit. `ended`: its speaker ended the text
+// inside the character.
+bool Generator::append(Sequence & sequence, Token event, Said & said, bool & ended) {
+    const kad_role role = said.source == KAD_SOURCE_BASE ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
+    said.ids            = { events_.id(role, event) };
+    said.bytes          = events_.bytes(event);
+    bool fits           = true;
+    if (events_.shared_ids()) {
+        for (const Side & side : sequence.sides)
+            fits = fits && !(side.active && side.context.size() + 1 > settings_.n_ctx);
+        for (Side & side : sequence.sides) {
+            if (side.active && fits) side.context.push_back(event);
+        }
+        return fits;
+    }
+    if (unfinished(said.bytes)) ended = finish_character(sequence, event, said);
+    // A character that the context has no room to finish is not said.
+    for (const Side & side : sequence.sides) fits = fits && (!side.active || side.context.size() <= settings_.n_ctx);
+    const std::string text = sequence.text + said.bytes;
+    for (Side & side : sequence.sides) {
+        if (!side.active) continue;
+        side.retokenise(text);
+        if (side.context.size() > settings_.n_ctx) {
+            side.context.resize(settings_.n_ctx);
+            fits = false;
+        }
+    }
+    return fits;
+}
+
 // Whoever starts a character finishes it: from its own distribution, no rule, its own ids appended, the coins 16, 17, ... of
 // this event. A token that cannot continue the character is the last. True when the speaker ended the text instead.
 bool Generator::finish_character(Sequence & sequence, Token event, Said & said) {
-    const kad_role role        = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    Side &         side        = sequence.sides[role];
-    Speaker &      speaker     = *speakers_[role];
-    const size_t   said_before = side.context.size();
+    const kad_role           role        = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
+    Side &                   side        = sequence.sides[role];
+    const size_t             said_before = side.context.size();
+    double &                 own_logprob = role == KAD_ROLE_BASE ? said.base_logprob : said.aligned_logprob;
+    std::unique_ptr<Grammar> grammar;
+    if (constraint(sequence)) {
+        grammar = constraint(sequence)->state(role);
+        grammar->accept(events_.id(role, event));
+    }
     try {
         side.context.push_back(events_.id(role, event));
         for (uint64_t i = 0; unfinished(said.bytes) && side.context.size() <= settings_.n_ctx; ++i) {
             double      logprob;
-            const Token id = speaker.draw_own(speaker.row(side.context),
-                                              sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
+            const Token id = further_token(sequence, role, i, grammar.get(), logprob);
             said.logprob += logprob;
+            own_logprob += logprob;
             const Token further = events_.event(role, id);
             if (events_.ends(further)) return true;
             const std::string & bytes        = events_.bytes(further);
             const bool          continues_it = continues(said.bytes, static_cast<unsigned char>(bytes[0]));
             said.bytes += bytes;
+            said.ids.push_back(id);
             side.context.push_back(id);
+            if (grammar) grammar->accept(id);
             if (!continues_it) break;
         }
     } catch (...) {
@@ -311,6 +502,23 @@ bool Generator::finish_character(Sequence & sequence, Token event, Said & said) 
         throw;
     }
     return false;
+}
+
+// The i-th further token of a character; one that the grammar refuses is drawn again, among those it allows.
+Token Generator::further_token(Sequence & sequence, kad_role role, uint64_t i, Grammar * grammar, double & logprob) {
+    Speaker &   speaker = *speakers_[role];
+    Row &       row     = speaker.row(sequence.sides[role].context, sequence.events);
+    const Token id      = speaker.draw_own(row, sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
+    const auto  allows  = [&](Token each) {
+        return grammar->allows(events_.ends(events_.event(role, each)) ? constraint(sequence)->end_id(role) : each);
+    };
+    if (!grammar || allows(id)) return id;
+    std::vector<uint8_t> ok(row.own.size(), 1);
+    grammar->restrict(ok.data(), ok.size());
+    const double coin  = sequence.coins(sequence.events, PURPOSE_CHARACTER_REDRAW + i);
+    const Token  again = speaker.draw_own_allowed(row, ok, coin, logprob);
+    if (again < 0) throw nothing_allowed(sequence);
+    return again;
 }
 
 // The caches keep what belongs to the text; what was guessed beyond it, or lies in a stop string, is dropped.
@@ -350,8 +558,8 @@ size_t Generator::prompt_done(const Sequence & sequence) const {
 }
 
 void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const {
-    int    passes[2]  = {};
-    double seconds[2] = {};
+    int    passes[ROLE_COUNT]  = {};
+    double seconds[ROLE_COUNT] = {};
     for (const kad_role role : ROLES) {
         if (!sequence.sides[role].active || !sequence.prefilled) continue;
         passes[role]  = speakers_[role]->count.passes - sequence.prompt_passes[role];
@@ -361,6 +569,9 @@ void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const 
     stats.aligned_passes   = passes[KAD_ROLE_ALIGNED];
     stats.base_eval_s      = seconds[KAD_ROLE_BASE];
     stats.aligned_eval_s   = seconds[KAD_ROLE_ALIGNED];
+    stats.reference_passes = passes[KAD_ROLE_REFERENCE];
+    stats.reference_eval_s = seconds[KAD_ROLE_REFERENCE];
+
     const kad_role counted = sequence.sides[KAD_ROLE_BASE].active ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
     stats.prompt_cached    = int32_t(speakers_[counted]->cached());
 }

@@ -2,6 +2,8 @@
 // they compute the same text (method.md, sections 3 and 5).
 #pragma once
 
+#include <optional>
+
 #include "../core/draw.h"
 #include "sequence.h"
 #include "speaker.h"
@@ -9,18 +11,18 @@
 namespace kad {
 
 struct Settings {
-    kad_rule    rule         = { KAD_RULE_DUAL, 0.4, 1.0 };
-    size_t      n_ctx        = 0; // most tokens per model, prompt and text
-    bool        reproducible = false;
-    size_t      max_pass[2]  = { SIZE_MAX, SIZE_MAX }; // most rows per pass, by role
-    std::string architecture[2];                       // for messages
+    kad_rule    rule                 = { KAD_RULE_DUAL, 0.4, 1.0 };
+    size_t      n_ctx                = 0; // most tokens per model, prompt and text
+    bool        reproducible         = false;
+    size_t      max_pass[ROLE_COUNT] = { SIZE_MAX, SIZE_MAX, SIZE_MAX }; // most rows per pass
+    std::string architecture[ROLE_COUNT];                                // for messages
 };
 
 class Generator {
 public:
-    // Either model may be NULL: rule base without an aligned model, rule aligned without a base. Models and events must
-    // outlive the generator.
-    Generator(LanguageModel * base, LanguageModel * aligned, const EventSpace & events, const Settings & settings);
+    // models, by role: base may be NULL with rule aligned, aligned with rule base; a reference stands with implicit-reward
+    // alone. Models and events must outlive the generator.
+    Generator(LanguageModel * const (&models)[ROLE_COUNT], const EventSpace & events, const Settings & settings);
 
     size_t max_draft() const;
 
@@ -42,21 +44,47 @@ public:
 private:
     const EventSpace &       events_;
     Settings                 settings_;
-    std::unique_ptr<Speaker> speakers_[2];
+    std::unique_ptr<Speaker> speakers_[ROLE_COUNT];
     KeptSet                  kept_;
     std::vector<Token>       guesses_;
+    std::vector<float>       joint_row_, joint_shaped_; // log pi of implicit-reward
+    Distribution             joint_;
+    std::optional<Mixture>   pi_; // of the position at hand
+    std::vector<float>       restricted_[ROLE_COUNT];
+
+    bool is_joint() const { return rule_info(settings_.rule.kind).reference != 0; }
 
     void   choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) const;
     bool   prefill(Sequence & sequence);
     void   round(Sequence & sequence);
     size_t room_for_guesses(const Sequence & sequence) const;
     void   guess(Sequence & sequence, size_t n);
+    Token  guess_one(Sequence & sequence, size_t i);
     void   score(Sequence & sequence);
-    Token  draw_event(Sequence & sequence, Said & said);
-    bool   say(Sequence & sequence, Token event, Said & said);
-    bool   finish_character(Sequence & sequence, Token event, Said & said);
-    void   close(Sequence & sequence);
-    Row &  row(Sequence & sequence, kad_role role);
+
+    Token draw_event(Sequence & sequence, Said & said);
+    Token draw_alone(Sequence & sequence, Said & said, kad_role role);
+    void  decide_kept(Sequence & sequence);
+    void  mix(Sequence & sequence);
+    void  mix_joint(Sequence & sequence, const std::vector<uint8_t> * ok);
+    void  describe(Sequence & sequence, Token event, Said & said);
+
+    Constraint * constraint(Sequence & sequence) const;
+    void         advance_constraint(Sequence & sequence, Token event, const Said & said, bool guessed_right);
+    Error        nothing_allowed(const Sequence & sequence) const;
+    Outcome      redraw_event(Sequence & sequence, Said & said);
+    Outcome draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok, const DrawCoins & coins);
+    Outcome draw_joint_restricted(Sequence & sequence, const std::vector<uint8_t> & ok, const DrawCoins & coins);
+    bool    restricted(kad_role role, const Row & row, const std::vector<uint8_t> & ok, Distribution & out);
+    Token   allowed_draw(Constraint & state, kad_role role, const Row & row, double coin);
+
+    bool  say(Sequence & sequence, Token event, Said & said);
+    bool  append(Sequence & sequence, Token event, Said & said, bool & ended);
+    bool  finish_character(Sequence & sequence, Token event, Said & said);
+    Token further_token(Sequence & sequence, kad_role role, uint64_t i, Grammar * grammar, double & logprob);
+    void  close(Sequence & sequence);
+    // The row after this role's context, for the event that comes `ahead` events after the next.
+    Row & row(Sequence & sequence, kad_role role, size_t ahead = 0);
 };
 
 } // namespace kad

@@ -2,12 +2,20 @@
 // implement it in the tests.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "../core/notation.h"
 
 namespace kad {
+
+inline constexpr kad_role ROLES[]    = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED, KAD_ROLE_REFERENCE };
+inline constexpr int      ROLE_COUNT = 3;
+
+inline const char * role_name(kad_role role) {
+    return role == KAD_ROLE_BASE ? "base" : role == KAD_ROLE_ALIGNED ? "aligned" : "reference";
+}
 
 // One model and the one sequence in its cache.
 class LanguageModel {
@@ -47,11 +55,32 @@ public:
     virtual std::vector<Token> tokenize_continuation(const std::string & text) const = 0;
 };
 
-// A speaker's samplers: reads n logits, writes them shaped (dropped tokens -inf), before the temperature.
+// A speaker's samplers: a function of its context, the event's number and the row, so that guesses, rewinds and runs that
+// catch up need no state of it. Reads n prepared logits, writes them shaped (dropped tokens -inf), before the temperature.
 class Shaper {
 public:
-    virtual ~Shaper()                                                  = default;
-    virtual void shape(const float * logits, float * shaped, size_t n) = 0;
+    virtual ~Shaper() = default;
+
+    // context: the n_context ids of the speaker's own context that the row follows, prompt and text. event: its number t.
+    virtual void shape(const Token * context, size_t n_context, uint64_t event, const float * logits, float * shaped,
+                       size_t n) = 0;
+};
+
+// What may be said next, over the ids of one vocabulary. Its state is what was accepted.
+class Grammar {
+public:
+    virtual ~Grammar() = default;
+
+    virtual std::unique_ptr<Grammar> clone() const = 0;
+
+    // May this token be said next? Of an End token: may the text end here?
+    virtual bool allows(Token id) = 0;
+
+    // The same for all n ids at once: ok[id] becomes 0 where it is not allowed; entries that are 0 already are not asked.
+    virtual void restrict(uint8_t * ok, size_t n) = 0;
+
+    // Advances over a token that allows() is true of, which is no End token. Throws, and stays as it was, for another one.
+    virtual void accept(Token id) = 0;
 };
 
 } // namespace kad

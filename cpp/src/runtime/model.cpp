@@ -13,8 +13,6 @@
 
 namespace kad {
 
-static const char * role_name(kad_role role) { return role == KAD_ROLE_BASE ? "base" : "aligned"; }
-
 // ---- llama.cpp's own fields, by name ---------------------------------------------------------------------------------
 
 namespace {
@@ -436,42 +434,7 @@ std::vector<Token> LlamaModel::tokenize_continuation(const std::string & text) c
     return tokenize(text, false);
 }
 
-// ---- Samplers ---------------------------------------------------------------------------------------------------------------
-
-namespace {
-
-// Truncating samplers drop tokens and leave the others' logits as they are, so only which ones survive is read back.
-class Samplers : public Shaper {
-public:
-    explicit Samplers(llama_sampler * chain) : chain_(chain) {}
-    ~Samplers() override { llama_sampler_free(chain_); }
-
-    void shape(const float * logits, float * shaped, size_t n) override {
-        candidates_.clear();
-        for (size_t i = 0; i < n; ++i) {
-            if (logits[i] != -INFINITY) candidates_.push_back({ llama_token(i), logits[i], 0 });
-            shaped[i] = -INFINITY;
-        }
-        llama_token_data_array array = { candidates_.data(), candidates_.size(), -1, false };
-        llama_sampler_apply(chain_, &array);
-        for (size_t i = 0; i < array.size; ++i) shaped[array.data[i].id] = logits[array.data[i].id];
-    }
-
-private:
-    llama_sampler *               chain_;
-    std::vector<llama_token_data> candidates_;
-};
-
-} // namespace
-
-std::unique_ptr<Shaper> LlamaModel::samplers(int32_t top_k, double top_p, double min_p) {
-    if (top_k <= 0 && top_p >= 1 && min_p <= 0) return nullptr;
-    llama_sampler * chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
-    if (top_k > 0) llama_sampler_chain_add(chain, llama_sampler_init_top_k(top_k));
-    if (top_p < 1) llama_sampler_chain_add(chain, llama_sampler_init_top_p(float(top_p), 1));
-    if (min_p > 0) llama_sampler_chain_add(chain, llama_sampler_init_min_p(float(min_p), 1));
-    return std::make_unique<Samplers>(chain);
-}
+// ---- What it is -------------------------------------------------------------------------------------------------------------
 
 void LlamaModel::describe(kad_model_info & info) const {
     info               = {};

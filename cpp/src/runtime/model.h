@@ -1,4 +1,5 @@
-// One GGUF in llama.cpp: vocabulary, weights, context. With file.cpp and llama_log.cpp the only room that includes llama.h.
+// One GGUF in llama.cpp: vocabulary, weights, context. With file.cpp, llama_log.cpp, samplers.cpp and grammar.cpp the only
+// room that includes llama.h.
 #pragma once
 
 #include <atomic>
@@ -12,7 +13,6 @@
 struct llama_model;
 struct llama_context;
 struct llama_vocab;
-struct llama_sampler;
 
 namespace kad {
 
@@ -67,8 +67,7 @@ public:
     std::vector<Token>  tokenize(const std::string & text, bool parse_special) const;
     std::vector<Token>  special_tokens() const; // those that parse_special alone finds in text
 
-    // llama.cpp's top-k, top-p and min-p, in llama.cpp's order; NULL when all are off.
-    static std::unique_ptr<Shaper> samplers(int32_t top_k, double top_p, double min_p);
+    const llama_vocab * vocab() const { return vocab_; } // for samplers and grammars
 
     // Strings of the result live as long as the model.
     void                describe(kad_model_info & info) const;

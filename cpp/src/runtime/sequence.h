@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/coins.h"
+#include "constraint.h"
 #include "language_model.h"
 #include "text_bridge.h"
 
@@ -15,11 +16,12 @@ namespace kad {
 
 // An event that was said.
 struct Said {
-    Token       id;
-    kad_source  source;
-    std::string bytes;
-    double      logprob, base_share, deferred_mass;
-    int         guess; // 0 not guessed, 1 right, 2 corrected
+    std::vector<Token> ids; // one, or as many as a character took
+    kad_source         source;
+    std::string        bytes;
+    double             logprob, base_share, deferred_mass;
+    double             base_logprob, aligned_logprob;
+    int                guess; // 0 not guessed, 1 right, 2 corrected
 };
 
 // A model's prompt and its own tokens of the text, in one vector: what its cache should hold.
@@ -44,13 +46,16 @@ struct Sequence {
     std::string              note;
     std::vector<std::string> stops;
 
-    Side                sides[2];
-    std::string         text;
-    size_t              events = 0; // events said
-    std::vector<size_t> ends;       // text length after each event
-    kad_finish          finish  = KAD_FINISH_NONE;
-    size_t              length  = 0; // of the text without the stop string
-    size_t              settled = 0;
+    Side sides[ROLE_COUNT];
+    // With a grammar: its state before the next event and, while a round has guesses, before each after it.
+    std::vector<Constraint> constraints;
+    size_t                  constrained = 0; // which of them is the next event's
+    std::string             text;
+    size_t                  events = 0; // events said
+    std::vector<size_t>     ends;       // text length after each event
+    kad_finish              finish  = KAD_FINISH_NONE;
+    size_t                  length  = 0; // of the text without the stop string
+    size_t                  settled = 0;
 
     bool                 prefilled = false;
     std::deque<Said>     said;    // not yet handed out
@@ -58,8 +63,8 @@ struct Sequence {
 
     int    drafted = 0, accepted = 0, aligned_tokens = 0;
     double alpha_sum = 0, prompt_s = 0, generate_s = 0;
-    double prompt_eval_s[2] = {}; // of each role's evaluation count, what the prompt took
-    int    prompt_passes[2] = {};
+    double prompt_eval_s[ROLE_COUNT] = {}; // of each role's evaluation count, what the prompt took
+    int    prompt_passes[ROLE_COUNT] = {};
 
     // Adds the bytes of an event and looks for stop strings that it completes. Then `length` and `settled` are right.
     void append(const std::string & bytes);

@@ -2,10 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+
+#include "../core/draw.h"
 
 namespace kad {
 
-static const char * name_of(kad_role role) { return role == KAD_ROLE_BASE ? "base model" : "aligned model"; }
+static const char * name_of(kad_role role) {
+    static const char * const names[ROLE_COUNT] = { "base model", "aligned model", "reference model" };
+    return names[role];
+}
 
 Speaker::Speaker(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass)
     : model_(model), events_(events), role_(role), reproducible_(reproducible),
@@ -109,13 +115,22 @@ bool Speaker::evaluate_block(const std::vector<Token> & context, size_t n_rows) 
     return last;
 }
 
-Row & Speaker::rows(const std::vector<Token> & context, size_t from) {
+Row & Speaker::row(const std::vector<Token> & context, uint64_t event) {
+    const size_t length = context.size();
+    rows(context, length);
+    if (!has_row(length)) throw Error(KAD_INTERNAL_ERROR, "no row after " + std::to_string(length) + " tokens");
+    Row & row = rows_[length % rows_.size()];
+    if (!row.read || row.event != event) read(row, event);
+    return row;
+}
+
+void Speaker::rows(const std::vector<Token> & context, size_t from) {
     const size_t n      = context.size();
     const size_t common = common_prefix(context);
     // Where the cache already goes on beyond the context (guesses), its rows stay: they may prove right.
     if (common < n) rewind(common);
     while (from <= n && has_row(from)) ++from;
-    if (from > n) return row_at(n);
+    if (from > n) return;
     rewind(from - 1);
     // A cache that could not rewind lacks the prompt too: it comes back in the blocks that it came in.
     while (tokens_.size() < n_prompt_) evaluate_block(context, from > n_prompt_ ? 0 : n_prompt_ - (from - 1));
@@ -125,25 +140,18 @@ Row & Speaker::rows(const std::vector<Token> & context, size_t from) {
         const size_t end  = at + pass;
         evaluate(context.data() + at, pass, end < from ? 0 : std::min(pass, end - (from - 1)));
     }
-    return row_at(n);
-}
-
-Row & Speaker::row_at(size_t length) {
-    if (!has_row(length)) throw Error(KAD_INTERNAL_ERROR, "no row after " + std::to_string(length) + " tokens");
-    Row & row = rows_[length % rows_.size()];
-    if (!row.read) read(row);
-    return row;
 }
 
 // One pass over the row where rule and speaker ask the same question of the same numbers; otherwise one each.
-void Speaker::read(Row & row) {
+void Speaker::read(Row & row, uint64_t event) {
     const float * raw    = row.own.data();
     const float * spoken = raw;
     if (reading_.shaper) {
         // Truncation could drop the very token whose logit is NaN, and would sort by it.
         check_logits(raw, row.own.size(), name_of(role_));
         row.shaped_own.resize(row.own.size());
-        reading_.shaper->shape(raw, row.shaped_own.data(), row.own.size());
+        // What the cache holds up to this row is its context: rows beyond a rewind are gone.
+        reading_.shaper->shape(tokens_.data(), row.length, event, raw, row.shaped_own.data(), row.own.size());
         spoken = row.shaped_own.data();
     }
     if (!events_.shared_ids()) {
@@ -164,7 +172,8 @@ void Speaker::read(Row & row) {
             row.at_rule.set(raw, events_.size(), reading_.rule_temperature, name_of(role_));
         }
     }
-    row.read = true;
+    row.read  = true;
+    row.event = event;
 }
 
 Token Speaker::draw_own(Row & row, double coin, double & logprob) {
@@ -173,6 +182,46 @@ Token Speaker::draw_own(Row & row, double coin, double & logprob) {
     const Token v = own_.draw(coin);
     logprob       = own_.log_probability(v);
     return v;
+}
+
+// masked_: the own row with only ids of ok_ids left, after the samplers; false when none is left.
+bool Speaker::mask(const Row & row, const std::vector<uint8_t> & ok_ids) {
+    bool any = false;
+    masked_  = row.own;
+    for (size_t i = 0; i < masked_.size(); ++i) {
+        if (!ok_ids[i]) masked_[i] = -INFINITY;
+        any = any || masked_[i] > -INFINITY;
+    }
+    if (any && reading_.shaper) {
+        masked_shaped_.resize(masked_.size());
+        reading_.shaper->shape(tokens_.data(), row.length, row.event, masked_.data(), masked_shaped_.data(),
+                               masked_.size());
+        masked_.swap(masked_shaped_);
+    }
+    return any;
+}
+
+Token Speaker::draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, double coin, double & logprob) {
+    Token v = draw_allowed(own_, ok, coin); // own_ is this row: draw_own() came first
+    if (v >= 0) logprob = own_.log_probability(v);
+    if (v >= 0 || !mask(row, ok)) return v;
+    logprob = -INFINITY;
+    own_.set(masked_.data(), masked_.size(), reading_.temperature, name_of(role_));
+    return own_.draw(coin);
+}
+
+bool Speaker::restricted(const Row & row, const std::vector<uint8_t> & ok, std::vector<float> & buffer,
+                         Distribution & out) {
+    std::vector<uint8_t> ok_ids(row.own.size());
+    for (size_t i = 0; i < ok_ids.size(); ++i) {
+        const Token event = events_.event(role_, Token(i));
+        ok_ids[i]         = event >= 0 && ok[size_t(event)];
+    }
+    if (!mask(row, ok_ids)) return false;
+    buffer.resize(events_.size());
+    events_.project(role_, masked_.data(), buffer.data());
+    out.set(buffer.data(), buffer.size(), reading_.temperature, name_of(role_));
+    return true;
 }
 
 } // namespace kad

@@ -15,7 +15,8 @@ struct Row {
     size_t             length = 0; // tokens of the context that the row follows; 0 = no row here
     std::vector<float> own;        // prepared logits over the model's own ids
     std::vector<float> events;     // the same over events
-    bool               read = false;
+    bool               read  = false;
+    uint64_t           event = 0;                 // for which it was read
     std::vector<float> shaped_own, shaped_events; // after the speaker's samplers; empty when they are off
     Distribution       at_rule;                   // who speaks: raw, at the rule's temperature (base only)
     Distribution       spoken;                    // how this speaker speaks: shaped, at the sampling temperature
@@ -51,16 +52,23 @@ public:
     size_t cached() const { return cached_; }
     size_t prefilled() const { return started_ ? tokens_.size() : 0; }
 
-    // The row after `context`, evaluating what the cache lacks.
-    Row & row(const std::vector<Token> & context) { return rows(context, context.size()); }
+    // The row after `context`, evaluating what the cache lacks, read for event number `event`.
+    Row & row(const std::vector<Token> & context, uint64_t event);
 
-    // Makes the rows after the first `from`, from+1, ... all tokens of context, in one pass as far as limits allow; gives
-    // the last. The others are had by row_at().
-    Row & rows(const std::vector<Token> & context, size_t from);
-    Row & row_at(size_t length);
+    // Makes the rows after the first `from`, from+1, ... all tokens of context, in one pass as far as limits allow. Then row()
+    // has them at hand.
+    void rows(const std::vector<Token> & context, size_t from);
 
     // A draw from this model alone, over its own ids, by one coin (further tokens of a character).
     Token draw_own(Row & row, double coin, double & logprob);
+
+    // The same among the ids with ok; logprob is still that of the whole row. If none of them has mass, from the row masked
+    // before the samplers; -1 when nothing is left.
+    Token draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, double coin, double & logprob);
+
+    // The row over events as this model speaks when only events with ok are left before its samplers, in `buffer`, which must
+    // outlive `out`. False when nothing is left.
+    bool restricted(const Row & row, const std::vector<uint8_t> & ok, std::vector<float> & buffer, Distribution & out);
 
     // Drops from the cache what does not belong to context.
     void trim(const std::vector<Token> & context);
@@ -81,12 +89,14 @@ private:
     bool               started_  = false; // prefill() has chosen what to reuse
     std::vector<Row>   rows_;             // slot length % size
     Distribution       own_;
+    std::vector<float> masked_, masked_shaped_;
 
     bool   evaluate_block(const std::vector<Token> & context, size_t n_rows);
     void   rewind(size_t keep);
     void   evaluate(const Token * tokens, size_t n, size_t n_rows);
     void   store(const float * logits, size_t length);
-    void   read(Row & row);
+    void   read(Row & row, uint64_t event);
+    bool   mask(const Row & row, const std::vector<uint8_t> & ok_ids);
     size_t common_prefix(const std::vector<Token> & context) const;
     bool   has_row(size_t length) const { return rows_[length % rows_.size()].length == length; }
 };

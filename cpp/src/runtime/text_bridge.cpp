@@ -33,9 +33,10 @@ VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned
     return result;
 }
 
-EventSpace::EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal) {
-    sides_[KAD_ROLE_BASE].vocabulary    = base;
-    sides_[KAD_ROLE_ALIGNED].vocabulary = aligned;
+EventSpace::EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal, const Vocabulary * reference) {
+    sides_[KAD_ROLE_BASE].vocabulary      = base;
+    sides_[KAD_ROLE_ALIGNED].vocabulary   = aligned;
+    sides_[KAD_ROLE_REFERENCE].vocabulary = reference;
     if (base && aligned && !equal) {
         merge_bytes();
     } else {
@@ -92,6 +93,7 @@ void EventSpace::merge_bytes() {
         for (size_t i = 0; i < n; ++i) ends[i] = side.vocabulary->kind(Token(i)) == TokenKind::End;
         fill(side, n, ends);
         side.event_of.assign(n, -1);
+        side.byte_ids.assign(256, -1);
         own.clear();
         for (size_t i = 0; i < n; ++i) {
             const Token id = Token(i);
@@ -102,11 +104,13 @@ void EventSpace::merge_bytes() {
                 const std::string & bytes = side.vocabulary->bytes(id);
                 const auto          found = (well_formed(bytes) ? whole : own).emplace(bytes, Token(n_events_));
                 if (found.second) ++n_events_;
+                if (bytes.size() == 1 && side.byte_ids[uint8_t(bytes[0])] < 0) side.byte_ids[uint8_t(bytes[0])] = id;
                 side.event_of[i] = found.first->second;
             }
         }
     }
     for (Side & side : sides_) {
+        if (!side.vocabulary) continue;
         side.id_of.assign(n_events_, -1);
         for (size_t i = 0; i < side.n; ++i) {
             const Token event = side.event_of[i];
@@ -140,6 +144,20 @@ void EventSpace::prepare(kad_role role, const float * logits, float * out) const
     }
     for (const Token id : side.ends) out[id] = -INFINITY;
     out[side.ends[0]] = float(folded);
+}
+
+Token EventSpace::folded(kad_role role, Token id) const {
+    const Side & side = sides_[role];
+    return size_t(id) < side.n && end_ >= 0 && side.event_of[size_t(id)] == end_ ? side.ends[0] : id;
+}
+
+bool EventSpace::spells_end(const std::string & text) const {
+    for (const Side & side : sides_) {
+        for (const Token id : side.ends) {
+            if (side.vocabulary->kind(id) == TokenKind::End && side.vocabulary->bytes(id) == text) return true;
+        }
+    }
+    return false;
 }
 
 void EventSpace::project(kad_role role, const float * row, float * out) const {

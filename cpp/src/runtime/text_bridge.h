@@ -24,8 +24,10 @@ VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned
 
 class EventSpace {
 public:
-    // Either vocabulary may be NULL: then events are the other one's ids.
-    EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal);
+    // Any vocabulary may be NULL: then events are the others' ids. A reference has the others' vocabulary.
+    EventSpace(const Vocabulary * base, const Vocabulary * aligned, bool equal, const Vocabulary * reference = nullptr);
+
+    const Vocabulary * vocabulary(kad_role role) const { return sides_[role].vocabulary; }
 
     size_t size() const { return n_events_; }
     bool   shared_ids() const { return shared_ids_; } // events are ids
@@ -34,6 +36,14 @@ public:
     // end-of-generation tokens are folded (logsumexp) at the lowest. out has row_size(role) floats.
     void   prepare(kad_role role, const float * logits, float * out) const;
     size_t row_size(kad_role role) const { return sides_[role].n; }
+
+    // The id of `role` whose logit stands for `id` in a prepared row: the lowest end of generation for any of them.
+    Token folded(kad_role role, Token id) const;
+
+    // Where a prepared row of `role` has its end of generation; -1 when it has none.
+    Token end_id(kad_role role) const { return sides_[role].ends.empty() ? -1 : sides_[role].ends[0]; }
+    // Is text the spelling of an end of generation of either model?
+    bool spells_end(const std::string & text) const;
 
     // A prepared (perhaps shaped) row over events: equal bytes are one event with summed probability, standing at the
     // lowest of its ids, base ids before aligned ones. With shared ids this is a copy. out has size() floats.
@@ -45,6 +55,8 @@ public:
     Token id(kad_role role, Token event) const;
     // The event that says id; -1 for one that cannot be drawn.
     Token event(kad_role role, Token id) const { return sides_[role].event_of[size_t(id)]; }
+    // Where vocabularies differ: the lowest id of `role` that is this byte and no more; -1 when there is none.
+    Token byte_id(kad_role role, uint8_t byte) const { return sides_[role].byte_ids[byte]; }
 
 private:
     struct Side {
@@ -55,9 +67,10 @@ private:
         std::vector<Token> event_of;       // id -> event, -1
         std::vector<Token> id_of;          // event -> lowest id, -1
         std::vector<Token> merged;         // ids that share their event with a lower id
+        std::vector<Token> byte_ids;       // 256, where vocabularies differ
     };
 
-    Side   sides_[2];
+    Side   sides_[ROLE_COUNT];
     size_t n_events_   = 0;
     bool   shared_ids_ = true;
     Token  end_        = -1;
