@@ -124,7 +124,7 @@ class Run:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         base, aligned = np.empty(self.n, np.float32), np.empty(self.n, np.float32)
         pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in (base, aligned)]
-        check(lib.kad_sequence_rows(self.sequence, *pointers, self.n))
+        check(lib.kad_sequence_rows(self.sequence, *pointers, ffi.NULL, self.n))
         return base, aligned
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ def null_calls(engine: Any, sequence: Any) -> list[tuple[str, Callable[[], int],
         ("step, n", lambda: lib.kad_sequence_step(sequence, tokens, 65, NULL), "n is NULL"),
         ("length, sequence", lambda: lib.kad_sequence_length(NULL, SIZE, SIZE), "sequence"),
         ("progress, sequence", lambda: lib.kad_sequence_prompt_progress(NULL, SIZE, SIZE), "sequence"),
-        ("rows, sequence", lambda: lib.kad_sequence_rows(NULL, ROW, ROW, 2), "sequence"),
+        ("rows, sequence", lambda: lib.kad_sequence_rows(NULL, ROW, ROW, NULL, 2), "sequence"),
         ("stats, sequence", lambda: lib.kad_sequence_stats(NULL, ffi.new("kad_stats *")), "sequence"),
         ("stats, out", lambda: lib.kad_sequence_stats(sequence, NULL), "out"),
         ("measure, params", lambda: lib.kad_measure_passes(NULL, 0, ffi.new("kad_pass_info *")), "params"),
@@ -140,7 +140,7 @@ def test_null_that_is_allowed(engine: Any) -> None:
     with Sequence(engine) as sequence:
         ok(lib.kad_sequence_length(sequence.c, NULL, NULL))
         ok(lib.kad_sequence_prompt_progress(sequence.c, NULL, NULL))
-        ok(lib.kad_sequence_rows(sequence.c, NULL, NULL, n_events(engine)))
+        ok(lib.kad_sequence_rows(sequence.c, NULL, NULL, NULL, n_events(engine)))
 
 
 # ---- Sizes of structs, ids and names -----------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_superseded(engine: Any) -> None:
             for status in (
                 first.step(),
                 lib.kad_sequence_stats(first.c, ffi.new("kad_stats *")),
-                lib.kad_sequence_rows(first.c, NULL, NULL, 1),
+                lib.kad_sequence_rows(first.c, NULL, NULL, NULL, 1),
                 lib.kad_sequence_prompt_progress(first.c, NULL, NULL),
             ):
                 expect(status, lib.KAD_BAD_STATE, "superseded")
@@ -502,21 +502,21 @@ def test_progress_and_rows(engine: Any) -> None:
         assert total[0] == 2 * len(sequence.ids) and done[0] <= total[0]
         for wrong in (0, size - 1, size + 1, 2**40):
             expect(
-                lib.kad_sequence_rows(sequence.c, base, aligned, wrong), lib.KAD_INVALID_ARGUMENT, str(wrong), str(size)
+                lib.kad_sequence_rows(sequence.c, base, aligned, NULL, wrong), lib.KAD_INVALID_ARGUMENT, str(wrong), str(size)
             )
-        ok(lib.kad_sequence_rows(sequence.c, base, aligned, size))
+        ok(lib.kad_sequence_rows(sequence.c, base, aligned, NULL, size))
         ok(lib.kad_sequence_prompt_progress(sequence.c, done, total))
         assert done[0] == total[0]
         first = list(base)
         sequence.read()
-        ok(lib.kad_sequence_rows(sequence.c, base, NULL, size))
+        ok(lib.kad_sequence_rows(sequence.c, base, NULL, NULL, size))
         assert list(base) != first
     with Sequence(engine, max_tokens=5, seed=4) as sequence:
         untouched = sequence.read()
     with Sequence(engine, max_tokens=5, seed=4) as sequence:
         said = b""
         while lib.kad_sequence_finish(sequence.c) == lib.KAD_FINISH_NONE:
-            ok(lib.kad_sequence_rows(sequence.c, base, aligned, size))
+            ok(lib.kad_sequence_rows(sequence.c, base, aligned, NULL, size))
             ok(sequence.step())
             said += b"".join(bytes(ffi.buffer(t.bytes, t.n_bytes)) for t in sequence.tokens[0 : sequence.n[0]])
         assert said == untouched, "looking at the rows changed the text"
@@ -534,7 +534,7 @@ def test_engine_with_one_model(tiny_pair: tuple[Path, Path]) -> None:
     out, sp = ffi.new("kad_sequence **"), ffi.new("kad_sequence_params *", lib.kad_sequence_default_params())
     ok(lib.kad_sequence_open(engine, sp, NULL, 0, ids, 2, out))
     row = ffi.new("float[]", n_events(engine))
-    expect(lib.kad_sequence_rows(out[0], row, NULL, len(row)), lib.KAD_INVALID_ARGUMENT, "base")
+    expect(lib.kad_sequence_rows(out[0], row, NULL, NULL, len(row)), lib.KAD_INVALID_ARGUMENT, "base")
     lib.kad_sequence_close(out[0])
     lib.kad_engine_close(engine)
 

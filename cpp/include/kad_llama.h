@@ -453,9 +453,9 @@ KAD_API kad_status kad_sequence_length(const kad_sequence * sequence, size_t * l
 /* Prompt tokens evaluated so far and in all, both models together; equal once generation has begun. */
 KAD_API kad_status kad_sequence_prompt_progress(const kad_sequence * sequence, size_t * done, size_t * total);
 
-/* The two rows at the next position, evaluated if need be, as the rule sees them (forbidden tokens -inf, end of
- * generation folded, events when vocabularies differ): n = kad_vocab_info.n_events floats each. aligned may be NULL. */
-KAD_API kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, size_t n);
+/* The rows at the next position, evaluated if need be, as the rule sees them (forbidden tokens -inf, end of generation
+ * folded, events when vocabularies differ): n = kad_vocab_info.n_events floats each. Any may be NULL. */
+KAD_API kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, float * reference, size_t n);
 
 typedef struct kad_stats {
     int32_t mode;                  /* the kad_mode that ran */

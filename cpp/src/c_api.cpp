@@ -163,6 +163,20 @@ void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, cons
     sequence.sides[role].context.assign(ids, ids + n);
 }
 
+// One state where ids are shared, else one for each vocabulary.
+void take_grammar(Sequence & sequence, const Engine & engine, const kad_sequence_params & params) {
+    if (!params.grammar) return;
+    const bool shared = engine.events().shared_ids();
+    Constraint constraint(engine.events());
+    for (const kad_role role : ROLES) {
+        if (!engine.speaks(role)) continue;
+        constraint.add(role, make_grammar(*engine.model(role), params.grammar,
+                                          params.grammar_root ? params.grammar_root : "root", !shared));
+        if (shared) break;
+    }
+    sequence.constraints.push_back(std::move(constraint));
+}
+
 void read_stats(const kad_sequence & sequence, kad_stats & stats) {
     stats                       = {};
     const Side & base           = sequence.sides[KAD_ROLE_BASE];
@@ -392,6 +406,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         take_prompt(*sequence, *engine, KAD_ROLE_BASE, base_ids, n_base);
         take_prompt(*sequence, *engine, KAD_ROLE_ALIGNED, aligned_ids, n_aligned);
         take_prompt(*sequence, *engine, KAD_ROLE_REFERENCE, aligned_ids, n_aligned);
+        take_grammar(*sequence, *engine, given);
 
         for (const kad_role role : ROLES) {
             Side & side = sequence->sides[role];
@@ -464,7 +479,7 @@ kad_status kad_sequence_prompt_progress(const kad_sequence * sequence, size_t * 
     });
 }
 
-kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, size_t n) {
+kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * aligned, float * reference, size_t n) {
     return guarded([&] {
         current_only(sequence);
         const size_t size = sequence->engine->events().size();
@@ -473,7 +488,7 @@ kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * alig
                         "n is " + std::to_string(n) + "; expected rows of " + std::to_string(size) + " events");
         sequence->engine->cancel = false;
         const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
-        float * const        rows[] = { base, aligned };
+        float * const        rows[ROLE_COUNT] = { base, aligned, reference };
         for (const kad_role role : ROLES) {
             if (rows[role])
                 std::memcpy(rows[role], sequence->engine->generator().event_row(*sequence, role), n * sizeof(float));

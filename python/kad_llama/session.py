@@ -487,8 +487,8 @@ class KadLlama:
         self._stream = weakref.ref(stream)
         return stream
 
-    def next_logits(self, prompt: Messages, *, raw: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the two rows of logits after a prompt, as the rule sees them.
+    def next_logits(self, prompt: Messages, *, raw: bool = False) -> tuple[NDArray[np.float32], ...]:
+        """Return the rows of logits after a prompt, as the rule sees them.
 
         Forbidden tokens are -inf and end of generation is folded into one event. With equal vocabularies entry i is token
         i; otherwise entries are events (byte strings), base ids first.
@@ -496,12 +496,13 @@ class KadLlama:
         Returns
         -------
         tuple of numpy.ndarray
-            base and aligned, float32, shape (vocab.n_events,). `kad_llama.mixture` of them is what is sampled.
+            base and aligned (and reference, where there is one), float32, shape (vocab.n_events,). `kad_llama.mixture` of
+            them is what is sampled.
         """
         if self.base is None or self.aligned is None:
             raise InvalidArgumentError("next_logits needs both models; this instance has one")
         with self.stream(prompt, raw=raw, spec=False, seed=0) as stream:
-            return stream.rows(self.vocab.n_events)
+            return stream.rows(self.vocab.n_events, 2 if self.reference is None else 3)
 
     # ---- One call at a time -----------------------------------------------------------------------------------------
 

@@ -234,16 +234,17 @@ class Stream:
         self._tokens.extend(self._partial)
         self._partial.clear()
 
-    def rows(self, n: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return both models' rows at the next position, `n` events each."""
-        base, aligned = np.empty(n, np.float32), np.empty(n, np.float32)
-        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in (base, aligned)]
+    def rows(self, n: int, models: int) -> tuple[NDArray[np.float32], ...]:
+        """Return the rows of base, aligned and (with models=3) reference at the next position, `n` events each."""
+        rows = tuple(np.empty(n, np.float32) for _ in range(models))
+        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in rows]
+        pointers += [ffi.NULL] * (3 - models)
         with self._lock:
             if self._sequence == ffi.NULL:
                 raise StateError("this stream has ended; its rows are gone")
             self._let_interrupt_in()
             check(lib.kad_sequence_rows(self._sequence, *pointers, n))
-        return base, aligned
+        return rows
 
     # ---- Ending -----------------------------------------------------------------------------------------------------
 

@@ -539,8 +539,7 @@ void Generator::close(Sequence & sequence) {
 
 const float * Generator::event_row(Sequence & sequence, kad_role role) {
     if (!sequence.sides[role].active) {
-        throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " +
-                                              std::string(role == KAD_ROLE_BASE ? "base" : "aligned") + " model");
+        throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " + std::string(role_name(role)) + " model");
     }
     while (!sequence.prefilled) prefill(sequence);
     Row & now = row(sequence, role);
