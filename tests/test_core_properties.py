@@ -208,7 +208,7 @@ def test_a_draw_is_possible_and_says_what_the_mixture_says(core: law.Core, case:
     result = law.core_draw(core, case)(coins)
     assert q[result.proposal] > 0
     assert result.logprob == pytest.approx(math.log(pi[result.token]), abs=1e-9)
-    by_base, by_aligned = reference.said(decision, p, q)
+    by_base, _ = reference.said(decision, p, q)
     assert result.base_share * pi[result.token] == pytest.approx(by_base[result.token], abs=1e-9)
     if result.source == "base":
         assert by_base[result.token] > 0
