@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,26 +56,24 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
-class Grammar:
-    """An automaton over bytes that begins in state 0: the state after a byte, -1 refused; where a text may end."""
+class Automaton:
+    """A grammar: the state after a byte is next[state, byte], -1 where it may not come. It begins in state 0."""
 
-    next: NDArray[np.int32]  # (states, 256)
-    may_end: NDArray[np.int32]  # (states,)
+    next: NDArray[np.int32]
+    may_end: NDArray[np.int32]
 
     def after(self, state: int, text: bytes) -> int:
         for byte in text:
             state = int(self.next[state, byte]) if state >= 0 else -1
         return state
 
-    def legal(self, said: bytes, words: Sequence[bytes]) -> reference.Mask:
-        """Which words may follow what was said."""
-        state = self.after(0, said)
-        return np.array([bool(self.may_end[state]) if w == END else self.after(state, w) >= 0 for w in words])
+    def allows(self, state: int, word: bytes) -> bool:
+        return bool(self.may_end[state]) if word == END else self.after(state, word) >= 0
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Two tables, and a third for implicit-reward; and the settings of a text."""
+    """Two tables or three, and the settings of a text. top_k and penalty are the samplers of both speakers."""
 
     base: Table
     aligned: Table
@@ -87,8 +85,30 @@ class Run:
     max_tokens: int = 12
     n_ctx: int = 512
     reference: Table | None = None
+    grammar: Automaton | None = None
     top_k: int = 0
-    grammar: Grammar | None = None
+    penalty: float = 0.0
+
+    def state(self, text: bytes) -> int:
+        return self.grammar.after(0, text) if self.grammar else 0
+
+    def allows(self, text: bytes, words: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Which words the grammar lets the text go on with."""
+        if self.grammar is None:
+            return np.ones(len(words), dtype=bool)
+        return np.array([self.grammar.allows(self.state(text), word) for word in words])
+
+    def speak(self, ids: Sequence[int]) -> Callable[[reference.Row], reference.Row]:
+        """A speaker's samplers and temperature after these ids, as TableShaper in table_models.cpp."""
+
+        def spoken(logits: reference.Row) -> reference.Row:
+            shaped = np.float32(logits).copy()
+            shaped[ids[-1]] -= np.float32(self.penalty)
+            if self.top_k:
+                shaped = reference.shape(shaped, top_k=self.top_k)
+            return reference.softmax(shaped, self.temperature)
+
+        return spoken
 
 
 @dataclass(frozen=True)
@@ -123,20 +143,13 @@ def c_model(core: law.Core, table: Table, alive: list[Any], can_rewind: bool) ->
     }
 
 
-def c_grammar(core: law.Core, grammar: Grammar) -> dict[str, Any]:
-    return {
-        "n_states": len(grammar.may_end),
-        "next": law.pointer(core, grammar.next, "const int32_t *"),
-        "may_end": law.pointer(core, grammar.may_end, "const int32_t *"),
-    }
-
-
 def write(
     core: law.Core, run: Run, mode: int, draft: int = 3, *, logprobs: bool = False, can_rewind: bool = True
 ) -> tuple[list[Event], Any]:
     """One text by the shipped generator: its events, and the counts of the run."""
     events, result = write_events(core, run, mode, draft, logprobs=logprobs, can_rewind=can_rewind)
-    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, law.SPEAKERS[e.source]) for e in events]
+    sources = ("base", "aligned", "joint")
+    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, sources[e.source]) for e in events]
     return said, result
 
 
@@ -146,12 +159,13 @@ def write_events(
     """The same, with everything that the harness tells of an event."""
     ffi, alive = core.ffi, []
     c_run = ffi.new("table_run *")
-    tables = (run.base, run.aligned, run.reference)
-    c_run.models = [c_model(core, table, alive, can_rewind) if table else {} for table in tables]
-    if run.grammar is not None:
-        c_run.grammar = c_grammar(core, run.grammar)
+    tables = [run.base, run.aligned] + ([run.reference] if run.reference else [])
+    c_run.models = [c_model(core, table, alive, can_rewind) for table in tables]
+    if run.grammar:
+        pointers = [ffi.cast("const int32_t *", ffi.from_buffer(a)) for a in (run.grammar.next, run.grammar.may_end)]
+        c_run.grammar = {"n_states": len(run.grammar.next), "next": pointers[0], "may_end": pointers[1]}
     c_run.rule = law.c_rule(core, law.Case(run.base.rows[0, 0], run.aligned.rows[0, 0], run.rule, run.threshold))[0]
-    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k"):
+    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k", "penalty"):
         setattr(c_run, name, getattr(run, name))
     c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
     events, result = ffi.new("table_event[]", run.max_tokens), ffi.new("table_result *")
@@ -168,28 +182,33 @@ def expected(run: Run) -> list[Event]:
 
 
 def one_vocabulary(run: Run) -> list[Event]:
-    words, grammar = run.base.words, run.grammar
+    words = run.base.words
+    ids, said, text = list(run.base.prompt), [], b""
+    while len(said) < run.max_tokens:
+        raw = [table.row(ids) for table in (run.base, run.aligned)]
+        third = run.reference.row(ids) if run.reference else None
+        draw = draw_one(run, raw, third, run.allows(text, words), run.speak(ids), len(said))
+        if words[draw.token] == END:
+            break
+        said.append(Event(words[draw.token], draw.token, draw.source))
+        ids.append(draw.token)
+        text += words[draw.token]
+    return said
 
-    def legal(ids: tuple[int, ...]) -> reference.Mask:
-        said = b"".join(words[i] for i in ids[len(run.base.prompt) :])
-        return np.ones(len(words), dtype=bool) if grammar is None else grammar.legal(said, words)
 
-    draws = reference.write(
-        run.base.row,
-        run.aligned.row,
-        run.max_tokens,
-        rule=run.rule,
-        threshold=run.threshold,
-        temperature=run.temperature,
-        seed=run.seed,
-        text_number=run.text_number,
-        prompt=run.base.prompt,
-        end=[i for i, word in enumerate(words) if word == END],
-        top_k=run.top_k,
-        reference_model=None if run.reference is None else run.reference.row,
-        grammar=legal,
-    )
-    return [Event(words[d.token], d.token, d.source) for d in draws if words[d.token] != END]
+def draw_one(
+    run: Run,
+    raw: Sequence[reference.Row],
+    third: reference.Row | None,
+    ok: NDArray[np.bool_],
+    speak: Callable[[reference.Row], reference.Row],
+    place: int,
+) -> reference.Draw:
+    """One event of any rule, with or without a grammar."""
+    decision = reference.decide(run.rule, run.threshold, *raw)
+    first = reference.first_row(run.rule, run.threshold, *raw, third)
+    coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in range(1, 8)]
+    return reference.draw_legal(decision, first, raw[1], ok, speak, coins)
 
 
 def unfinished(text: bytes) -> bytes:
@@ -218,10 +237,9 @@ def two_vocabularies(run: Run) -> list[Event]:
         keys += [key for key in dict.fromkeys(own) if key not in keys]
         of_id.append([keys.index(key) for key in own])
 
-    def row(role: int, ids: Sequence[int], top_k: int = 0) -> reference.Row:
-        """Events as sums over ids; samplers act before, on a model's own vocabulary."""
+    def row(role: int, ids: Sequence[int]) -> reference.Row:
         sums = np.full(len(keys), -np.inf)
-        np.logaddexp.at(sums, of_id[role], reference.shape(tables[role].row(ids), top_k=top_k))
+        np.logaddexp.at(sums, of_id[role], tables[role].row(ids))
         return sums
 
     said: list[Event] = []
@@ -229,11 +247,9 @@ def two_vocabularies(run: Run) -> list[Event]:
     while len(said) < run.max_tokens:
         ids = [[*table.prompt, *table.tokenise(sanitised(text))] for table in tables]
         raw = [row(role, ids[role]) for role in (0, 1)]
-        decision = reference.decide(run.rule, run.threshold, *raw)
-        p, q = (reference.softmax(row(role, ids[role], run.top_k), run.temperature) for role in (0, 1))
         place = len(said)
-        coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
-        draw = reference.draw(decision, p, q, coins)
+        ok = run.allows(text, [key if isinstance(key, bytes) else key[1] for key in keys])
+        draw = draw_one(run, raw, None, ok, lambda r: reference.softmax(r, run.temperature), place)
         key = keys[draw.token]
         if key == END:
             break
@@ -242,7 +258,8 @@ def two_vocabularies(run: Run) -> list[Event]:
         chain, ended = [first], False
         spoken = tables[speaker].words[first]
         while unfinished(spoken) and not ended:
-            further, ended = finish(run, tables[speaker], [*ids[speaker], *chain], place, len(chain) - 1)
+            ok = run.allows(text + spoken, tables[speaker].words)
+            further, ended = finish(run, tables[speaker], [*ids[speaker], *chain], place, len(chain) - 1, ok)
             ends_chain = not ended and not continues(spoken, tables[speaker].words[further][:1])
             spoken += b"" if ended else tables[speaker].words[further]
             chain.append(further)
@@ -255,10 +272,19 @@ def two_vocabularies(run: Run) -> list[Event]:
     return said
 
 
-def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int) -> tuple[int, bool]:
-    """The i-th further token of a character, from the speaker alone; and whether it ends the text instead."""
-    q = reference.softmax(reference.shape(table.row(ids), top_k=run.top_k), run.temperature)
+def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int, ok: NDArray[np.bool_]) -> tuple[int, bool]:
+    """The i-th further token of a character, from the speaker alone; and whether it ends the text instead.
+
+    One that the grammar refuses is drawn again, by a coin of its own, among those that it allows.
+    """
+    q = reference.softmax(table.row(ids), run.temperature)
     token = reference.inverse_distribution(q, reference.coin(run.seed, run.text_number, place, 16 + i))
+    if not ok[token]:
+        again = reference.coin(run.seed, run.text_number, place, 2**32 + i)
+        left = np.where(ok, q, 0.0)
+        if not left.sum() > 0:
+            left = reference.softmax(np.where(ok, table.row(ids), -np.inf), run.temperature)
+        token = reference.inverse_distribution(left, again * left.sum())
     return token, table.words[token] == END
 
 
@@ -283,20 +309,11 @@ def table(words: tuple[bytes, ...], seed: int, spread: float = 1.5) -> Table:
 
 
 def same_words(seed: int) -> Run:
-    return Run(table(LETTERS, 2 * seed), table(LETTERS, 2 * seed + 1), seed=seed, reference=table(LETTERS, 1000 + seed))
+    return Run(table(LETTERS, 2 * seed), table(LETTERS, 2 * seed + 1), seed=seed)
 
 
 def other_words(seed: int) -> Run:
     return Run(table(BASE_WORDS, 2 * seed), table(ALIGNED_WORDS, 2 * seed + 1), seed=seed)
-
-
-def alternating() -> Grammar:
-    """a, then b or " c", then a or " c", and so on; a text may end where no " c" is half said and not at its beginning."""
-    following = np.full((4, 256), -1, dtype=np.int32)
-    for state, (byte, then) in [(0, (b"a", 1)), (0, (b" ", 2)), (1, (b"b", 3)), (1, (b" ", 2)), (2, (b"c", 3))]:
-        following[state, byte[0]] = then
-    following[3] = following[0]
-    return Grammar(following, np.array([0, 1, 0, 1], dtype=np.int32))
 
 
 RULES = (
@@ -312,20 +329,64 @@ RULES = (
     ("token-v1", 0.1),
     ("token-v2", 0.2),
     ("token-v3", 0.5),
-    ("implicit-reward", 0.8),
+    ("implicit-reward", 1.0),
     ("base", 0.0),
     ("aligned", 0.0),
 )
 
 
-def failures(core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int]]) -> list[str]:
+def automaton(words: Sequence[bytes], seed: int, states: int = 4) -> Automaton:
+    """A random grammar in which every state has a word or the end: nothing that was begun cannot be finished.
+
+    A state is entered only after whole words, so that characters of several tokens are restricted too.
+    """
+    random = np.random.default_rng(seed)
+    alphabet = sorted({byte for word in words if word != END for byte in word})
+    reach = np.full((states, 256), -1, np.int32)
+    for state in range(states):
+        allowed = [byte for byte in alphabet if random.random() < 0.5]
+        reach[state, allowed] = random.integers(states, size=len(allowed))
+    return Automaton(reach, (random.random(states) < 0.3).astype(np.int32))
+
+
+def dead_ends(run: Run) -> bool:
+    """Can the grammar come to a state that neither model can leave by a word or the end?"""
+    assert run.grammar is not None
+    seen, todo = set(), [0]
+    while todo:
+        state = todo.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        for table in (run.base, run.aligned):
+            leave = [run.grammar.after(state, word) for word in table.words if word != END]
+            if not run.grammar.may_end[state] and max(leave) < 0:
+                return True
+            todo += [to for to in leave if to >= 0]
+    return False
+
+
+def with_grammar(run: Run) -> Run:
+    """The run under a random grammar without dead ends."""
+    seed = 100 * run.seed
+    while dead_ends(constrained := replace(run, grammar=automaton((*run.base.words, *run.aligned.words), seed))):
+        seed += 1
+    return constrained
+
+
+def failures(
+    core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int]], rules: Sequence[tuple[str, float]] = RULES
+) -> list[str]:
     """Texts of the shipped loop that are not the oracle's, over all rules; at most the first few."""
     wrong = []
     for k, run in enumerate(runs):
-        for rule, threshold in RULES:
-            if rule == "implicit-reward" and run.base.words != run.aligned.words:
-                continue  # one vocabulary only
-            run = replace(run, rule=rule, threshold=threshold, temperature=(1.0, 0.7, 1.0, 0.0)[k % 4])
+        for rule, threshold in rules:
+            joint = rule == "implicit-reward"
+            if joint and run.base.words != run.aligned.words:
+                continue
+            third = table(run.base.words, 1000 + run.seed) if joint else None
+            temperature = (1.0, 0.7, 1.0, 0.0)[k % 4]
+            run = replace(run, rule=rule, threshold=threshold, temperature=temperature, reference=third)
             wanted = expected(run)
             for mode, draft in modes:
                 got, _ = write(core, run, mode, draft)

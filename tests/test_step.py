@@ -37,18 +37,27 @@ def test_two_vocabularies(core: law.Core) -> None:
     assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
 
 
-@pytest.mark.parametrize("top_k", [0, 2])
-def test_one_vocabulary_under_a_grammar(core: law.Core, top_k: int) -> None:
-    """Draw, check, redraw; at temperature 0, and with two tokens left by top-k, often nothing legal has mass."""
-    runs = [replace(step.same_words(seed), grammar=step.alternating(), top_k=top_k) for seed in range(8)]
-    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), *SPECULATIVE[1::4]]) == []
-    texts = {text_of(step.expected(run)) for run in runs}
-    assert len(texts) > 4 and all(run.grammar.after(0, text) >= 0 for run in runs for text in texts)
+SAMPLERS = ({"top_k": 2}, {"penalty": 1.5}, {"top_k": 3, "penalty": -1.0}, {})
 
 
-@pytest.mark.parametrize("make", [step.same_words, step.other_words])
-def test_samplers_before_the_draw(core: law.Core, make: object) -> None:
-    runs = [replace(make(seed), top_k=3) for seed in range(6)]  # type: ignore[operator]
+def test_samplers(core: law.Core) -> None:
+    """They look at the speaker's context, guesses included."""
+    runs = [replace(step.same_words(seed), **SAMPLERS[seed % 3]) for seed in range(16)]
+    assert (
+        step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 2), (step.SPECULATIVE, 5)]) == []
+    )
+
+
+def test_grammars_over_one_vocabulary(core: law.Core) -> None:
+    """Draw, check, redraw: with and without mass on what is allowed, at every temperature and with samplers."""
+    runs = [step.with_grammar(replace(step.same_words(seed), **SAMPLERS[seed // 4 % 4])) for seed in range(32)]
+    modes = [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 1), (step.SPECULATIVE, 4)]
+    assert step.failures(core, runs, modes) == []
+
+
+def test_grammars_over_two_vocabularies(core: law.Core) -> None:
+    """Bytes that one model says move the other's grammar; characters are finished as the grammar allows."""
+    runs = [step.with_grammar(step.other_words(seed)) for seed in range(40)]
     assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
 
 
