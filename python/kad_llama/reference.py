@@ -200,7 +200,7 @@ def token_v2(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
 
 def token_v3(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
     """T = {p(v) >= (1 - a) max p}."""
-    return log_base >= log_threshold(1.0 - threshold) + log_base.max()
+    return log_base >= float(log_threshold(1.0 - threshold) + log_base.max())
 
 
 def base(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
