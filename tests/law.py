@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAST_COIN = 1.0 - 2.0**-53
 TOLERANCE = 1e-6
 RULE_KINDS = {"dual": 0, "primal": 1, "nudging": 2, "base": 3, "aligned": 4}
-CORE_SOURCES = [f"core/{name}.cpp" for name in ("coins", "deferral", "draw", "logits", "mixture")] + ["c_api_rows.cpp"]
+CORE_SOURCES = [f"core/{name}.cpp" for name in ("coins", "deferral", "draw", "knapsack", "logits", "mixture")] + [
+    "c_api_rows.cpp"
+]
 SAMPLING = -1.0  # KAD_RULE_TEMPERATURE_SAMPLING
 
 Row32 = NDArray[np.float32]

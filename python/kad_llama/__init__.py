@@ -24,6 +24,7 @@ from kad_llama._binding.calls import check, text  # noqa: E402
 from kad_llama.errors import KadError  # noqa: E402
 from kad_llama.files import FileInfo, PassInfo, inspect_file, measure_passes  # noqa: E402
 from kad_llama.generation import Generation, Stats, Token  # noqa: E402
+from kad_llama.knapsack import Knapsack, knapsack  # noqa: E402
 from kad_llama.rules import RULES, Rule, deferral, mixture  # noqa: E402
 from kad_llama.session import KadLlama, ModelInfo, VocabInfo  # noqa: E402
 from kad_llama.stream import Stream  # noqa: E402
@@ -63,6 +64,7 @@ __all__ = [
     "Generation",
     "KadError",
     "KadLlama",
+    "Knapsack",
     "LibraryInfo",
     "ModelInfo",
     "PassInfo",
@@ -75,6 +77,7 @@ __all__ = [
     "deferral",
     "errors",
     "inspect_file",
+    "knapsack",
     "library_info",
     "measure_passes",
     "mixture",

@@ -28,6 +28,7 @@ public:
     double temperature() const { return one_hot_ ? 0 : 1 / inverse_; }
 
     double probability(Token v) const;
+    void   probabilities(double * out) const; // probability() of every token, out[size()]
     double log_probability(Token v) const;
 
     // Inverse distribution function: the lowest token whose cumulative sum exceeds the coin in [0, 1); if none does by
