@@ -448,7 +448,8 @@ def acceptable(case: Case, keep: NDArray[np.bool_]) -> bool:
     if case.rule == "primal":
         return _acceptable_nucleus(case.base, log_p, 1.0 - threshold, keep)
     log_values, limit = compared(case.rule, threshold, log_p, log_q)
-    beside = np.abs(log_values - reference.log_threshold(limit)) < EQUAL
+    with np.errstate(invalid="ignore"):  # -inf beside a limit of -inf
+        beside = np.abs(log_values - reference.log_threshold(limit)) < EQUAL
     if case.rule in DIFFERENCES:  # the limit itself carries a rounding error that its logarithm enlarges
         beside |= np.abs(np.exp(log_values) - limit) < EQUAL
     if log_values.size == 1:

@@ -70,7 +70,7 @@ private:
     void  describe(Sequence & sequence, Token event, Said & said);
 
     Constraint * constraint(Sequence & sequence) const;
-    void         advance_constraint(Sequence & sequence, Token event, const Said & said, bool guessed_right);
+    void         advance_constraint(Sequence & sequence, const Said & said, bool guessed_right);
     Error        nothing_allowed(const Sequence & sequence) const;
     Outcome      redraw_event(Sequence & sequence, Said & said);
     Outcome draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok, const DrawCoins & coins);
