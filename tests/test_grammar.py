@@ -182,12 +182,12 @@ def test_with_samplers(pairs: dict[str, KadLlama]) -> None:
 # ---- The law ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9, "temperature": 0.8}], ids=["plain", "shaped"])
+@pytest.mark.parametrize("settings", [{}, {"min_p": 0.01, "temperature": 1.3}], ids=["plain", "shaped"])
 @pytest.mark.parametrize("mode", ["plain", "draft 5"])
 def test_law_of_the_first_event(tiny_pair: tuple[Path, Path], settings: dict[str, Any], mode: str) -> None:
     """pi restricted to what may be said, normalised. Catches a mask on the speakers instead of on the text (then
     alpha is another), a redraw from q', and an outcome that is legal and redrawn."""
-    with KadLlama(*tiny_pair, rule="primal", n_ctx=256, n_threads=1) as kad:
+    with KadLlama(*tiny_pair, rule="primal", threshold=0.3, n_ctx=256, n_threads=1) as kad:
         legal = np.array([bool(re.fullmatch(rb"[a-m ]{1,20}", kad.token_bytes(i))) for i in range(kad.vocab.n_events)])
         end = first_end(kad)
         legal[end] = False
@@ -196,9 +196,9 @@ def test_law_of_the_first_event(tiny_pair: tuple[Path, Path], settings: dict[str
             for prompt, law, masked in laws(kad, legal, settings)
             if 0.2 < law.sum() < 0.8
             and (law / law.sum() * SEEDS >= 5).sum() >= 6
-            and reference.total_variation(law / law.sum(), masked) > 0.1
+            and reference.total_variation(law / law.sum(), masked) > 0.05
         )
-        counts = np.zeros(law.size)
+        counts = np.zeros(wanted.size)
         for seed in range(SEEDS):
             out = kad.generate(
                 prompt, raw=True, max_tokens=1, seed=seed, grammar="root ::= [a-m ]{1,20}", **settings, **MODES[mode]
@@ -217,12 +217,14 @@ def laws(kad: KadLlama, legal: np.ndarray, settings: dict[str, Any]) -> Iterator
     for first in range(len(words) - 5):
         prompt = " ".join(words[first : first + 5])
         rows = kad.next_logits(prompt, raw=True)
-        shaped = [reference.shape(row, top_p=settings.get("top_p", 1.0)) for row in rows]
+        shaped = [reference.shape(row, min_p=settings.get("min_p", 0.0)) for row in rows]
         masked = [np.where(legal, row, -np.inf) for row in shaped]
         if not all(np.isfinite(row).any() for row in masked):
             continue
         pi, wrong = (
-            reference.mixture(*rows, rule="primal", base_shaped=b, aligned_shaped=a, temperature=temperature)
+            reference.mixture(
+                *rows, rule="primal", threshold=0.3, base_shaped=b, aligned_shaped=a, temperature=temperature
+            )
             for b, a in (shaped, masked)
         )
         yield prompt, np.where(legal, pi, 0.0), wrong
@@ -244,7 +246,7 @@ def test_stop_strings_and_max_tokens(pairs: dict[str, KadLlama]) -> None:
             assert whole.text.startswith(short.text)
             cut += short.finish_reason == "length"
             assert short.finish_reason == "length" or re.fullmatch(expression, short.text)
-        assert stopped > 2 and cut > 1
+        assert stopped > 1 and cut > 1
 
 
 @pytest.mark.parametrize("pair", PAIRS)
