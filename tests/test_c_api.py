@@ -210,7 +210,9 @@ def test_rules() -> None:
         ((0, 0.4, math.nan), "temperature"),
         ((0, 0.4, math.inf), "temperature"),
     ):
-        expect(lib.kad_mixture(ffi.new("kad_rule *", rule), ROW, ROW, NULL, 2, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, part)
+        expect(
+            lib.kad_mixture(ffi.new("kad_rule *", rule), ROW, ROW, NULL, 2, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, part
+        )
     expect(lib.kad_mixture(RULE, ROW, ROW, NULL, 0, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, "n is 0")
     for coin in (-0.1, 1.0, math.nan):
         coins = ffi.new("double[4]", [0.1, coin, 0.1, 0.1])
@@ -502,7 +504,10 @@ def test_progress_and_rows(engine: Any) -> None:
         assert total[0] == 2 * len(sequence.ids) and done[0] <= total[0]
         for wrong in (0, size - 1, size + 1, 2**40):
             expect(
-                lib.kad_sequence_rows(sequence.c, base, aligned, NULL, wrong), lib.KAD_INVALID_ARGUMENT, str(wrong), str(size)
+                lib.kad_sequence_rows(sequence.c, base, aligned, NULL, wrong),
+                lib.KAD_INVALID_ARGUMENT,
+                str(wrong),
+                str(size),
             )
         ok(lib.kad_sequence_rows(sequence.c, base, aligned, NULL, size))
         ok(lib.kad_sequence_prompt_progress(sequence.c, done, total))

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <iterator>
 
+#include "knapsack.h"
+
 namespace kad {
 
 static constexpr const char * KAD_PAPER      = "KAD (arXiv 2510.27017)";
@@ -224,6 +226,7 @@ void decide(const kad_rule & rule, const Distribution * p, const Distribution * 
     switch (rule.kind) {
         case KAD_RULE_DUAL: return keep_dual(*p, t, kept);
         case KAD_RULE_PRIMAL: return keep_primal(*p, t, kept);
+        case KAD_RULE_EXACT: return keep_exact(*p, t, kept);
         case KAD_RULE_NUDGING: return keep_nudging(*p, t, kept);
         case KAD_RULE_BET: return keep_bet(*p, *q, t, kept);
         case KAD_RULE_CHOW: return keep_chow(*q, t, kept);

@@ -153,6 +153,16 @@ double Distribution::probability(Token v) const {
     return weight(size_t(v)) / total_;
 }
 
+void Distribution::probabilities(double * out) const {
+    if (one_hot_) {
+        std::fill(out, out + n_, 0.0);
+        out[top_] = 1;
+        return;
+    }
+    weights(logits_, n_, max_, inverse_, out);
+    for (size_t i = 0; i < n_; ++i) out[i] /= total_;
+}
+
 double Distribution::log_probability(Token v) const {
     if (one_hot_) return v == top_ ? 0 : -INFINITY;
     return (double(logits_[v]) - double(max_)) * inverse_ - log_total_;

@@ -28,6 +28,7 @@ public:
     double temperature() const { return one_hot_ ? 0 : 1 / inverse_; }
 
     double probability(Token v) const;
+    void   probabilities(double * out) const; // probability() of every token, out[size()]
     double log_probability(Token v) const;
 
     // The probabilities of n logits taken from this row, into out. For temperatures above 0.
