@@ -182,7 +182,7 @@ def test_with_samplers(pairs: dict[str, KadLlama]) -> None:
 # ---- The law ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"min_p": 0.01, "temperature": 1.3}], ids=["plain", "shaped"])
+@pytest.mark.parametrize("settings", [{}, {"min_p": 0.003, "temperature": 1.1}], ids=["plain", "shaped"])
 @pytest.mark.parametrize("mode", ["plain", "draft 5"])
 def test_law_of_the_first_event(tiny_pair: tuple[Path, Path], settings: dict[str, Any], mode: str) -> None:
     """pi restricted to what may be said, normalised. Catches a mask on the speakers instead of on the text (then
@@ -194,8 +194,8 @@ def test_law_of_the_first_event(tiny_pair: tuple[Path, Path], settings: dict[str
         prompt, wanted, masked = next(
             (prompt, law / law.sum(), masked)
             for prompt, law, masked in laws(kad, legal, settings)
-            if 0.2 < law.sum() < 0.8
-            and (law / law.sum() * SEEDS >= 5).sum() >= 6
+            if 0.1 < law.sum() < 0.9
+            and (law / law.sum() * SEEDS >= 5).sum() >= 5
             and reference.total_variation(law / law.sum(), masked) > 0.05
         )
         counts = np.zeros(wanted.size)
@@ -206,7 +206,7 @@ def test_law_of_the_first_event(tiny_pair: tuple[Path, Path], settings: dict[str
             counts[out.tokens[0].id] += 1
         found = fit(counts, wanted)
         assert not counts[wanted == 0].any()
-        assert found.cells >= 6 and found.p_value > 0.001, found
+        assert found.cells >= 5 and found.p_value > 0.001, found
         assert fit(counts, masked).p_value < 1e-4, "a mask on the speakers would not be missed"
 
 
