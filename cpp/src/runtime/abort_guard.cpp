@@ -13,7 +13,7 @@ static std::mutex            mutex;
 static int                   guards        = 0;
 static ggml_abort_callback_t host_callback = nullptr;
 
-// Only loading is guarded: it runs on the calling thread and frees what it made. Evaluation runs on threads of ggml, which an
+// Only what runs on the calling thread is guarded: loading, samplers and grammars. Evaluation runs on threads of ggml, which an
 // exception may not leave.
 static void on_abort(const char * message) {
     if (guarded_depth > 0) throw std::runtime_error(message);

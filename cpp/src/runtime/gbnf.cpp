@@ -13,10 +13,11 @@ namespace kad {
 
 namespace {
 
-constexpr size_t NO_RULE      = SIZE_MAX;
-constexpr size_t MOST_REPEATS = 2000; // llama.cpp's; it reads more as "without end"
-constexpr size_t DEEPEST      = 200;  // brackets within brackets, and rules that begin with rules: llama.cpp recurses
-constexpr double MOST_STEPS   = 1e7;  // llama.cpp's search for left recursion visits a rule once per way to it
+constexpr uint32_t LAST_CHARACTER = 0x10FFFF;
+constexpr size_t   NO_RULE        = SIZE_MAX;
+constexpr size_t   MOST_REPEATS   = 2000; // llama.cpp's; it reads more as "without end"
+constexpr size_t   DEEPEST    = 500; // brackets within brackets, and rules that begin with rules: llama.cpp recurses
+constexpr double   MOST_STEPS = 1e7; // llama.cpp's search for left recursion visits a rule once per way to it
 
 struct Item {
     size_t rule      = NO_RULE; // NO_RULE: characters or a token
@@ -54,6 +55,7 @@ public:
         if (!ids_.count(root)) {
             throw Error(KAD_INVALID_ARGUMENT, "grammar has no rule \"" + root + "\"; expected one to begin with");
         }
+        facts_.text += text_.substr(copied_);
         find_nullable();
         for (size_t id = 0; id < rules_.size(); ++id) find_left_recursion(id, 0);
         return facts_;
@@ -68,6 +70,7 @@ private:
     size_t                                  symbols_ = 0; // rules that llama.cpp makes of it
     size_t                                  copies_  = 1; // of rules, by the repetitions so far of the last item
     GrammarFacts                            facts_;
+    size_t                                  copied_ = 0; // of text_ into facts_.text
 
     char peek(size_t ahead = 0) const { return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0'; }
 
@@ -214,16 +217,42 @@ private:
     }
 
     void char_class() {
+        const size_t from = at_;
         expect("[");
-        if (peek() == '^') ++at_;
+        const bool negated = peek() == '^';
+        if (negated) ++at_;
         if (peek() == ']') fail("expected at least one character in [ ]");
+        std::vector<std::pair<uint32_t, uint32_t>> ranges;
         while (peek() != ']') {
             const uint32_t low = character();
+            ranges.emplace_back(low, low);
             if (peek() != '-' || peek(1) == ']') continue;
             ++at_;
-            if (character() < low) fail("expected a range whose end is not before its beginning");
+            ranges.back().second = character();
+            if (ranges.back().second < low) fail("expected a range whose end is not before its beginning");
         }
         ++at_;
+        if (!negated) return;
+        facts_.text += text_.substr(copied_, from - copied_) + complement(std::move(ranges));
+        copied_ = at_;
+    }
+
+    // The class of all other characters.
+    std::string complement(std::vector<std::pair<uint32_t, uint32_t>> ranges) const {
+        ranges.emplace_back(LAST_CHARACTER + 1, LAST_CHARACTER + 1);
+        std::sort(ranges.begin(), ranges.end());
+        std::string others;
+        uint32_t    next = 0; // the lowest character that may still be in it
+        for (const auto & [low, high] : ranges) {
+            if (low > next) {
+                char range[32];
+                std::snprintf(range, sizeof range, "\\U%08X-\\U%08X", unsigned(next), unsigned(low - 1));
+                others += range;
+            }
+            next = std::max(next, high + 1);
+        }
+        if (others.empty()) fail("expected a class that some character is in");
+        return "[" + others + "]";
     }
 
     uint32_t character() {
@@ -255,7 +284,7 @@ private:
             if (!found) fail("expected " + std::to_string(digits) + " hexadecimal digits in the escape");
             value = value << 4 | uint32_t((found - hex) % 16);
         }
-        if (value > 0x10FFFF) fail("expected a character up to U+10FFFF");
+        if (value > LAST_CHARACTER) fail("expected a character up to U+10FFFF");
         at_ += 2 + digits;
         return value;
     }

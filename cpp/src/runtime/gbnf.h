@@ -10,6 +10,9 @@ namespace kad {
 // The answer of check_gbnf().
 struct GrammarFacts {
     std::string token; // the first token-level rule, as written ("<[12]>", "!<name>"); "" when all rules are about text
+    // The same grammar with every [^...] written as the ranges that it is: of a token that ends inside a character llama.cpp asks
+    // whether some character of a range goes on like that, but for [^...] whether none of the excluded does.
+    std::string text;
 };
 
 // What llama.cpp makes of "<[12]>" or "<name>": "" when it is a token that can be said, else why not.

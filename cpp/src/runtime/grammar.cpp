@@ -24,18 +24,19 @@ using Sampler = std::unique_ptr<llama_sampler, Free>;
 // quote perhaps. So `open_`, the character that the text has begun, is kept here too.
 class LlamaGrammar : public Grammar {
 public:
-    LlamaGrammar(const LlamaModel & model, Sampler sampler, std::string open = "")
-        : model_(model), sampler_(std::move(sampler)), open_(std::move(open)) {}
+    LlamaGrammar(const LlamaModel & model, Sampler sampler, bool names_tokens, std::string open = "")
+        : model_(model), sampler_(std::move(sampler)), names_tokens_(names_tokens), open_(std::move(open)) {}
 
     std::unique_ptr<Grammar> clone() const override {
-        return std::make_unique<LlamaGrammar>(model_, Sampler(llama_sampler_clone(sampler_.get())), open_);
+        Sampler copy(llama_sampler_clone(sampler_.get()));
+        return std::make_unique<LlamaGrammar>(model_, std::move(copy), names_tokens_, open_);
     }
 
     bool allows(Token id) override {
         if (!sayable(id)) return false;
         ask_.assign(1, { id, 0, 0 });
         apply();
-        return ask_[0].logit == 0;
+        return answer(ask_[0]);
     }
 
     void restrict(uint8_t * ok, size_t n) override {
@@ -46,7 +47,7 @@ public:
             if (ok[i]) ask_.push_back({ Token(i), 0, 0 });
         }
         apply();
-        for (const llama_token_data & asked : ask_) ok[asked.id] = asked.logit == 0;
+        for (const llama_token_data & asked : ask_) ok[asked.id] = answer(asked);
     }
 
     void accept(Token id) override {
@@ -63,6 +64,7 @@ public:
 private:
     const LlamaModel &            model_;
     Sampler                       sampler_;
+    bool                          names_tokens_; // are some rules about tokens?
     std::string                   open_;
     std::vector<llama_token_data> ask_;
 
@@ -75,6 +77,23 @@ private:
         if (bytes.find('\0') != std::string::npos) return false;
         const std::string text = open_ + bytes;
         return well_formed(text.substr(0, text.size() - unfinished(text)));
+    }
+
+    bool answer(const llama_token_data & asked) const {
+        return asked.logit == 0 && (!names_tokens_ || model_.kind(asked.id) == TokenKind::End || can_accept(asked.id));
+    }
+
+    // llama.cpp allows a token that ends one rule's characters and begins a rule about tokens, and cannot accept it.
+    bool can_accept(Token id) const {
+        const LlamaLog   log(false);
+        const AbortGuard guard;
+        const Sampler    trial(llama_sampler_clone(sampler_.get()));
+        try {
+            llama_sampler_accept(trial.get(), id);
+        } catch (const std::exception &) {
+            return false;
+        }
+        return true;
     }
 
     void apply() {
@@ -120,7 +139,7 @@ std::unique_ptr<Grammar> make_grammar(const LlamaModel & model, const std::strin
     Sampler          sampler;
     std::string      why;
     try {
-        sampler.reset(llama_sampler_init_grammar(model.vocab(), gbnf.c_str(), root.c_str()));
+        sampler.reset(llama_sampler_init_grammar(model.vocab(), facts.text.c_str(), root.c_str()));
         why = log.reason();
     } catch (const std::exception & e) {
         why = std::string(": ") + e.what();
@@ -129,7 +148,7 @@ std::unique_ptr<Grammar> make_grammar(const LlamaModel & model, const std::strin
         throw Error(KAD_INVALID_ARGUMENT, "grammar cannot be used by llama.cpp" + why +
                                               "; to it, repeating what may be empty is left recursion too");
     }
-    return std::make_unique<LlamaGrammar>(model, std::move(sampler));
+    return std::make_unique<LlamaGrammar>(model, std::move(sampler), !facts.token.empty());
 }
 
 } // namespace kad
