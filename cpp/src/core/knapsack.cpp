@@ -164,12 +164,14 @@ size_t Knapsack::reach(double mass) {
     return size_t(std::upper_bound(first, last, mass) - mass_.begin()) - 1;
 }
 
-// The first position with p >= weight > 0. Its bucket is sorted.
+// The first position with p >= weight > 0, items_ for none. Its bucket is sorted, which may be a later one than weight's.
 size_t Knapsack::first_at_least(double weight) {
     const size_t bucket = bucket_of(weight);
     sort_bucket(bucket);
-    const auto first = p_.begin() + begin_[bucket], last = p_.begin() + begin_[bucket + 1];
-    return size_t(std::lower_bound(first, last, weight) - p_.begin());
+    const auto   first = p_.begin() + begin_[bucket], last = p_.begin() + begin_[bucket + 1];
+    const size_t found = size_t(std::lower_bound(first, last, weight) - p_.begin());
+    if (found < items_) sort_bucket(bucket_of(p_[found]));
+    return found;
 }
 
 // ---- The search ----------------------------------------------------------------------------------------------------
