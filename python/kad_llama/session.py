@@ -472,19 +472,19 @@ class KadLlama:
         prompt, raw
             As for `generate`.
         completion
-            A text, or a `Generation`. Of a text: the tokens of the base's own tokenisation (the aligned model's where no base
-            runs), as it goes on from the prompt; special-token spellings are plain text. Across vocabularies each is an event,
-            but a further token of a character has the log-probability that the base alone gives it. Of a Generation: its own
-            ids, each event one entry; a character made of several tokens is one.
+            A text, or a `Generation`. Of a text: the tokens of the base's own tokenisation (the aligned model's where no
+            base runs), as it goes on from the prompt; special-token spellings are plain text. Across vocabularies each is
+            an event, but a further token of a character has the log-probability that the base alone gives it. Of a
+            Generation: its own ids, each event one entry; a character made of several tokens is one.
         temperature, top_k, ...
-            How each model speaks, and its samplers: as for `generate`. `seed` and `text_number` matter to XTC alone; the seed
-            is a Generation's own, else 0, unless given.
+            How each model speaks, and its samplers: as for `generate`. `seed` and `text_number` matter to XTC alone; the
+            seed is a Generation's own, else 0, unless given.
 
         Returns
         -------
         Score
-            `tokens`, one for each token or event (none for an empty text), and their sum `logprob`. The end of the text is not
-            scored. What the models cannot say there, or no longer under top-k and the like, has -inf.
+            `tokens`, one for each token or event (none for an empty text), and their sum `logprob`. The end of the text is
+            not scored. What the models cannot say there, or no longer under top-k and the like, has -inf.
 
         Raises
         ------
