@@ -97,8 +97,8 @@ def _draw(rows: list[tuple[str, ...]], colored: list[bool]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
-    drawn.add_column(HEADER[0], overflow="fold", ratio=None)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="")
+    drawn.add_column(HEADER[0], overflow="fold")
     for name in HEADER[1:]:
         drawn.add_column(name, justify="left" if name in ("source", "guess") else "right", no_wrap=True)
     for row, marked in zip(rows, colored, strict=True):

@@ -257,7 +257,7 @@ def _show(report: dict[str, Any], n_ctx: int) -> None:
     alpha = "" if report["mean_alpha"] is None else f"; mean alpha {report['mean_alpha']:.3f}"
     print(
         f"{report['tokens_scored']} tokens scored in {report['windows']} windows of {n_ctx}{alpha}; "
-        f"{_figure(report['tokens_per_second'])} tokens a second"
+        f"{report['tokens_per_second']:.0f} tokens a second"
     )
     if impossible:
         output.note(
