@@ -145,8 +145,9 @@ class Sampler:
         candidates["id"] = np.arange(row.size) if ids is None else ids
         candidates["logit"] = row
         data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-        array = llama_cpp.llama_token_data_array(data, row.size, -1, False)
+        array = llama_cpp.llama_token_data_array(data, row.size, -1, True)  # sorted, as far as anyone knows
         llama_cpp.llama_sampler_apply(self.pointer, ctypes.byref(array))
+        assert not array.sorted
         self.ids = candidates["id"].copy()
         return candidates["logit"].copy()
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAST_COIN = 1.0 - 2.0**-53
 TOLERANCE = 1e-6
 RULE_KINDS = {name: kind for kind, name in enumerate(reference.RULES)}
-SOURCES = ("coins", "deferral", "draw", "logits", "mixture", "reward")
+SOURCES = ("coins", "deferral", "draw", "knapsack", "logits", "mixture", "reward")
 CORE_SOURCES = [f"core/{name}.cpp" for name in SOURCES] + ["c_api_rows.cpp"]
 SAMPLING = -1.0  # KAD_RULE_TEMPERATURE_SAMPLING
 SPEAKERS: tuple[reference.Source, ...] = ("base", "aligned", "joint")  # by kad_source
@@ -448,7 +448,8 @@ def acceptable(case: Case, keep: NDArray[np.bool_]) -> bool:
     if case.rule == "primal":
         return _acceptable_nucleus(case.base, log_p, 1.0 - threshold, keep)
     log_values, limit = compared(case.rule, threshold, log_p, log_q)
-    beside = np.abs(log_values - reference.log_threshold(limit)) < EQUAL
+    with np.errstate(invalid="ignore"):  # -inf beside a limit of -inf
+        beside = np.abs(log_values - reference.log_threshold(limit)) < EQUAL
     if case.rule in DIFFERENCES:  # the limit itself carries a rounding error that its logarithm enlarges
         beside |= np.abs(np.exp(log_values) - limit) < EQUAL
     if log_values.size == 1:

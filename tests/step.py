@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,24 @@ class Table:
 
 
 @dataclass(frozen=True, eq=False)
+class Automaton:
+    """A grammar: the state after a byte is next[state, byte], -1 where it may not come. It begins in state 0."""
+
+    next: NDArray[np.int32]
+    may_end: NDArray[np.int32]
+
+    def after(self, state: int, text: bytes) -> int:
+        for byte in text:
+            state = int(self.next[state, byte]) if state >= 0 else -1
+        return state
+
+    def allows(self, state: int, word: bytes) -> bool:
+        return bool(self.may_end[state]) if word == END else self.after(state, word) >= 0
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
-    """Two tables, and the settings of a text."""
+    """Two tables or three, and the settings of a text. top_k and penalty are the samplers of both speakers."""
 
     base: Table
     aligned: Table
@@ -68,6 +84,29 @@ class Run:
     text_number: int = 0
     max_tokens: int = 12
     n_ctx: int = 512
+    reference: Table | None = None
+    grammar: Automaton | None = None
+    top_k: int = 0
+    penalty: float = 0.0
+
+    def state(self, text: bytes) -> int:
+        return self.grammar.after(0, text) if self.grammar else 0
+
+    def allows(self, text: bytes, words: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Which words the grammar lets the text go on with."""
+        if self.grammar is None:
+            return np.ones(len(words), dtype=bool)
+        return np.array([self.grammar.allows(self.state(text), word) for word in words])
+
+    def shape(self, ids: Sequence[int], logits: reference.Row) -> reference.Row:
+        """A speaker's samplers after these ids, as TableShaper in table_models.cpp."""
+        shaped = np.float32(logits).copy()
+        shaped[ids[-1]] -= np.float32(self.penalty)
+        return reference.shape(shaped, top_k=self.top_k)
+
+    def speak(self, ids: Sequence[int]) -> Callable[[reference.Row], reference.Row]:
+        """Its samplers and temperature."""
+        return lambda logits: reference.softmax(self.shape(ids, logits), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -107,7 +146,8 @@ def write(
 ) -> tuple[list[Event], Any]:
     """One text by the shipped generator: its events, and the counts of the run."""
     events, result = write_events(core, run, mode, draft, logprobs=logprobs, can_rewind=can_rewind)
-    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, "aligned" if e.source else "base") for e in events]
+    sources = ("base", "aligned", "joint")
+    said = [Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, sources[e.source]) for e in events]
     return said, result
 
 
@@ -117,9 +157,13 @@ def write_events(
     """The same, with everything that the harness tells of an event."""
     ffi, alive = core.ffi, []
     c_run = ffi.new("table_run *")
-    c_run.models = [c_model(core, table, alive, can_rewind) for table in (run.base, run.aligned)]
+    tables = [run.base, run.aligned] + ([run.reference] if run.reference else [])
+    c_run.models = [c_model(core, table, alive, can_rewind) for table in tables]
+    if run.grammar:
+        pointers = [ffi.cast("const int32_t *", ffi.from_buffer(a)) for a in (run.grammar.next, run.grammar.may_end)]
+        c_run.grammar = {"n_states": len(run.grammar.next), "next": pointers[0], "may_end": pointers[1]}
     c_run.rule = law.c_rule(core, law.Case(run.base.rows[0, 0], run.aligned.rows[0, 0], run.rule, run.threshold))[0]
-    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx"):
+    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k", "penalty"):
         setattr(c_run, name, getattr(run, name))
     c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
     events, result = ffi.new("table_event[]", run.max_tokens), ffi.new("table_result *")
@@ -137,19 +181,32 @@ def expected(run: Run) -> list[Event]:
 
 def one_vocabulary(run: Run) -> list[Event]:
     words = run.base.words
-    draws = reference.write(
-        run.base.row,
-        run.aligned.row,
-        run.max_tokens,
-        rule=run.rule,
-        threshold=run.threshold,
-        temperature=run.temperature,
-        seed=run.seed,
-        text_number=run.text_number,
-        prompt=run.base.prompt,
-        end=[i for i, word in enumerate(words) if word == END],
-    )
-    return [Event(words[d.token], d.token, d.source) for d in draws if words[d.token] != END]
+    ids, said, text = list(run.base.prompt), [], b""
+    while len(said) < run.max_tokens:
+        raw = [table.row(ids) for table in (run.base, run.aligned)]
+        third = run.reference.row(ids) if run.reference else None
+        draw = draw_one(run, raw, third, run.allows(text, words), run.speak(ids), len(said))
+        if words[draw.token] == END:
+            break
+        said.append(Event(words[draw.token], draw.token, draw.source))
+        ids.append(draw.token)
+        text += words[draw.token]
+    return said
+
+
+def draw_one(
+    run: Run,
+    raw: Sequence[reference.Row],
+    third: reference.Row | None,
+    ok: NDArray[np.bool_],
+    speak: Callable[[reference.Row], reference.Row],
+    place: int,
+) -> reference.Draw:
+    """One event of any rule, with or without a grammar."""
+    decision = reference.decide(run.rule, run.threshold, *raw)
+    first = reference.first_row(run.rule, run.threshold, *raw, third)
+    coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in range(1, 8)]
+    return reference.draw_legal(decision, first, raw[1], ok, speak, coins)
 
 
 def unfinished(text: bytes) -> bytes:
@@ -178,21 +235,26 @@ def two_vocabularies(run: Run) -> list[Event]:
         keys += [key for key in dict.fromkeys(own) if key not in keys]
         of_id.append([keys.index(key) for key in own])
 
-    def row(role: int, ids: Sequence[int]) -> reference.Row:
+    def events(role: int, own: reference.Row) -> reference.Row:
         sums = np.full(len(keys), -np.inf)
-        np.logaddexp.at(sums, of_id[role], tables[role].row(ids))
+        np.logaddexp.at(sums, of_id[role], own)
         return sums
 
     said: list[Event] = []
     text = b""
     while len(said) < run.max_tokens:
         ids = [[*table.prompt, *table.tokenise(sanitised(text))] for table in tables]
-        raw = [row(role, ids[role]) for role in (0, 1)]
-        keep = reference.kept(run.rule, run.threshold, raw[0])
-        p, q = (reference.softmax(r, run.temperature) for r in raw)
+        own = [tables[role].row(ids[role]) for role in (0, 1)]
+        raw = [events(role, own[role]) for role in (0, 1)]
         place = len(said)
-        coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
-        draw = reference.draw(keep, p, q, coins)
+        ok = run.allows(text, [key if isinstance(key, bytes) else key[1] for key in keys])
+        if ok.all():  # each speaker's samplers act on its own ids
+            coins = [reference.coin(run.seed, run.text_number, place, purpose) for purpose in (1, 2, 3, 4)]
+            shaped = [events(role, run.shape(ids[role], own[role])) for role in (0, 1)]
+            spoken = [reference.softmax(r, run.temperature) for r in shaped]
+            draw = reference.draw(reference.decide(run.rule, run.threshold, *raw), *spoken, coins)
+        else:
+            draw = draw_one(run, raw, None, ok, lambda r: reference.softmax(r, run.temperature), place)
         key = keys[draw.token]
         if key == END:
             break
@@ -201,7 +263,8 @@ def two_vocabularies(run: Run) -> list[Event]:
         chain, ended = [first], False
         spoken = tables[speaker].words[first]
         while unfinished(spoken) and not ended:
-            further, ended = finish(run, tables[speaker], [*ids[speaker], *chain], place, len(chain) - 1)
+            ok = run.allows(text + spoken, tables[speaker].words)
+            further, ended = finish(run, tables[speaker], [*ids[speaker], *chain], place, len(chain) - 1, ok)
             ends_chain = not ended and not continues(spoken, tables[speaker].words[further][:1])
             spoken += b"" if ended else tables[speaker].words[further]
             chain.append(further)
@@ -214,10 +277,19 @@ def two_vocabularies(run: Run) -> list[Event]:
     return said
 
 
-def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int) -> tuple[int, bool]:
-    """The i-th further token of a character, from the speaker alone; and whether it ends the text instead."""
-    q = reference.softmax(table.row(ids), run.temperature)
+def finish(run: Run, table: Table, ids: Sequence[int], place: int, i: int, ok: NDArray[np.bool_]) -> tuple[int, bool]:
+    """The i-th further token of a character, from the speaker alone; and whether it ends the text instead.
+
+    One that the grammar refuses is drawn again, by a coin of its own, among those that it allows.
+    """
+    q = run.speak(ids)(table.row(ids))
     token = reference.inverse_distribution(q, reference.coin(run.seed, run.text_number, place, 16 + i))
+    if not ok[token]:
+        again = reference.coin(run.seed, run.text_number, place, 2**32 + i)
+        left = np.where(ok, q, 0.0)
+        if not left.sum() > 0:
+            left = reference.softmax(np.where(ok, table.row(ids), -np.inf), run.temperature)
+        token = reference.inverse_distribution(left, again * left.sum())
     return token, table.words[token] == END
 
 
@@ -255,17 +327,71 @@ RULES = (
     ("primal", 0.9),
     ("primal", 0.4),
     ("nudging", 0.5),
+    ("bet", 0.2),
+    ("chow", 0.5),
+    ("diff", 0.1),
+    ("opt", 0.5),
+    ("token-v1", 0.1),
+    ("token-v2", 0.2),
+    ("token-v3", 0.5),
+    ("implicit-reward", 1.0),
     ("base", 0.0),
     ("aligned", 0.0),
 )
 
 
-def failures(core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int]]) -> list[str]:
+def automaton(words: Sequence[bytes], seed: int, states: int = 4) -> Automaton:
+    """A random grammar in which every state has a word or the end: nothing that was begun cannot be finished.
+
+    A state is entered only after whole words, so that characters of several tokens are restricted too.
+    """
+    random = np.random.default_rng(seed)
+    alphabet = sorted({byte for word in words if word != END for byte in word})
+    reach = np.full((states, 256), -1, np.int32)
+    for state in range(states):
+        allowed = [byte for byte in alphabet if random.random() < 0.5]
+        reach[state, allowed] = random.integers(states, size=len(allowed))
+    return Automaton(reach, (random.random(states) < 0.3).astype(np.int32))
+
+
+def dead_ends(run: Run) -> bool:
+    """Can the grammar come to a state that neither model can leave by a word or the end?"""
+    assert run.grammar is not None
+    seen, todo = set(), [0]
+    while todo:
+        state = todo.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        for table in (run.base, run.aligned):
+            leave = [run.grammar.after(state, word) for word in table.words if word != END]
+            if not run.grammar.may_end[state] and max(leave) < 0:
+                return True
+            todo += [to for to in leave if to >= 0]
+    return False
+
+
+def with_grammar(run: Run) -> Run:
+    """The run under a random grammar without dead ends."""
+    seed = 100 * run.seed
+    while dead_ends(constrained := replace(run, grammar=automaton((*run.base.words, *run.aligned.words), seed))):
+        seed += 1
+    return constrained
+
+
+def failures(
+    core: law.Core, runs: Sequence[Run], modes: Sequence[tuple[int, int]], rules: Sequence[tuple[str, float]] = RULES
+) -> list[str]:
     """Texts of the shipped loop that are not the oracle's, over all rules; at most the first few."""
     wrong = []
     for k, run in enumerate(runs):
-        for rule, threshold in RULES:
-            run = replace(run, rule=rule, threshold=threshold, temperature=(1.0, 0.7, 1.0, 0.0)[k % 4])
+        for rule, threshold in rules:
+            joint = rule == "implicit-reward"
+            if joint and run.base.words != run.aligned.words:
+                continue
+            third = table(run.base.words, 1000 + run.seed) if joint else None
+            temperature = (1.0, 0.7, 1.0, 0.0)[k % 4]
+            run = replace(run, rule=rule, threshold=threshold, temperature=temperature, reference=third)
             wanted = expected(run)
             for mode, draft in modes:
                 got, _ = write(core, run, mode, draft)

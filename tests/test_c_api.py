@@ -52,23 +52,23 @@ def null_calls(engine: Any, sequence: Any) -> list[tuple[str, Callable[[], int],
         ("rule_describe", lambda: lib.kad_rule_describe(0, NULL), "out"),
         ("rule_named, name", lambda: lib.kad_rule_named(NULL, RULE), "name"),
         ("rule_named, out", lambda: lib.kad_rule_named(b"dual", NULL), "out"),
-        ("mixture, rule", lambda: lib.kad_mixture(NULL, ROW, ROW, 2, 1.0, OUT), "rule"),
-        ("mixture, base", lambda: lib.kad_mixture(RULE, NULL, ROW, 2, 1.0, OUT), "base_logits"),
-        ("mixture, aligned", lambda: lib.kad_mixture(RULE, ROW, NULL, 2, 1.0, OUT), "aligned_logits"),
-        ("mixture, pi", lambda: lib.kad_mixture(RULE, ROW, ROW, 2, 1.0, NULL), "pi"),
+        ("mixture, rule", lambda: lib.kad_mixture(NULL, ROW, ROW, NULL, 2, 1.0, OUT), "rule"),
+        ("mixture, base", lambda: lib.kad_mixture(RULE, NULL, ROW, NULL, 2, 1.0, OUT), "base_logits"),
+        ("mixture, aligned", lambda: lib.kad_mixture(RULE, ROW, NULL, NULL, 2, 1.0, OUT), "aligned_logits"),
+        ("mixture, pi", lambda: lib.kad_mixture(RULE, ROW, ROW, NULL, 2, 1.0, NULL), "pi"),
         ("deferral, rule", lambda: lib.kad_deferral(NULL, ROW, ROW, 2, 1.0, ffi.new("uint8_t[2]")), "rule"),
         ("deferral, out", lambda: lib.kad_deferral(RULE, ROW, ROW, 2, 1.0, NULL), "deferred"),
         (
             "draw, rule",
-            lambda: lib.kad_draw(NULL, ROW, ROW, NULL, NULL, 2, 1.0, COINS, ffi.new("kad_draw_result *")),
+            lambda: lib.kad_draw(NULL, ROW, ROW, NULL, NULL, NULL, 2, 1.0, COINS, ffi.new("kad_draw_result *")),
             "rule",
         ),
         (
             "draw, coins",
-            lambda: lib.kad_draw(RULE, ROW, ROW, NULL, NULL, 2, 1.0, NULL, ffi.new("kad_draw_result *")),
+            lambda: lib.kad_draw(RULE, ROW, ROW, NULL, NULL, NULL, 2, 1.0, NULL, ffi.new("kad_draw_result *")),
             "coins",
         ),
-        ("draw, out", lambda: lib.kad_draw(RULE, ROW, ROW, NULL, NULL, 2, 1.0, COINS, NULL), "out"),
+        ("draw, out", lambda: lib.kad_draw(RULE, ROW, ROW, NULL, NULL, NULL, 2, 1.0, COINS, NULL), "out"),
         ("file_inspect, path", lambda: lib.kad_file_inspect(NULL, ffi.new("kad_file_info *")), "path"),
         ("file_inspect, out", lambda: lib.kad_file_inspect(path, NULL), "out"),
         ("engine_open, params", lambda: lib.kad_engine_open(NULL, engine_out), "params"),
@@ -181,7 +181,7 @@ def test_struct_of_an_older_header(engine: Any, tiny_pair: tuple[Path, Path]) ->
 
 
 def test_roles_and_ids(engine: Any) -> None:
-    for role in (-1, 2, 2**31 - 1):
+    for role in (-1, 3, 2**31 - 1):
         calls = [
             lib.kad_engine_model(engine, role, ffi.new("kad_model_info *")),
             lib.kad_tokenize(engine, role, b"x", 1, 0, NULL, 0, SIZE),
@@ -199,9 +199,9 @@ def test_rules() -> None:
     for kind in (-1, lib.kad_rule_count(), 10**6):
         expect(lib.kad_rule_describe(kind, info), lib.KAD_INVALID_ARGUMENT, str(kind))
     for name in (b"", b"DUAL", b"dua"):
-        expect(lib.kad_rule_named(name, RULE), lib.KAD_INVALID_ARGUMENT, "dual, primal, nudging, base, aligned")
+        expect(lib.kad_rule_named(name, RULE), lib.KAD_INVALID_ARGUMENT, "dual, primal, exact, nudging, bet, chow")
     for rule, part in (
-        ((9, 0.4, 1.0), "9"),
+        ((99, 0.4, 1.0), "99"),
         ((0, 1.1, 1.0), "1.1"),
         ((0, -0.1, 1.0), "-0.1"),
         ((0, math.nan, 1.0), "nan"),
@@ -210,12 +210,14 @@ def test_rules() -> None:
         ((0, 0.4, math.nan), "temperature"),
         ((0, 0.4, math.inf), "temperature"),
     ):
-        expect(lib.kad_mixture(ffi.new("kad_rule *", rule), ROW, ROW, 2, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, part)
-    expect(lib.kad_mixture(RULE, ROW, ROW, 0, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, "n is 0")
+        expect(
+            lib.kad_mixture(ffi.new("kad_rule *", rule), ROW, ROW, NULL, 2, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, part
+        )
+    expect(lib.kad_mixture(RULE, ROW, ROW, NULL, 0, 1.0, OUT), lib.KAD_INVALID_ARGUMENT, "n is 0")
     for coin in (-0.1, 1.0, math.nan):
         coins = ffi.new("double[4]", [0.1, coin, 0.1, 0.1])
         result = ffi.new("kad_draw_result *")
-        expect(lib.kad_draw(RULE, ROW, ROW, NULL, NULL, 2, 1.0, coins, result), lib.KAD_INVALID_ARGUMENT, "coin")
+        expect(lib.kad_draw(RULE, ROW, ROW, NULL, NULL, NULL, 2, 1.0, coins, result), lib.KAD_INVALID_ARGUMENT, "coin")
 
 
 def test_engine_params(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -502,7 +504,10 @@ def test_progress_and_rows(engine: Any) -> None:
         assert total[0] == 2 * len(sequence.ids) and done[0] <= total[0]
         for wrong in (0, size - 1, size + 1, 2**40):
             expect(
-                lib.kad_sequence_rows(sequence.c, base, aligned, NULL, wrong), lib.KAD_INVALID_ARGUMENT, str(wrong), str(size)
+                lib.kad_sequence_rows(sequence.c, base, aligned, NULL, wrong),
+                lib.KAD_INVALID_ARGUMENT,
+                str(wrong),
+                str(size),
             )
         ok(lib.kad_sequence_rows(sequence.c, base, aligned, NULL, size))
         ok(lib.kad_sequence_prompt_progress(sequence.c, done, total))

@@ -176,13 +176,13 @@ def test_mixture_and_deferral_equal_the_oracle(core: law.Core, case: law.Case) -
 
 @pytest.mark.parametrize("rule", RULES)
 def test_thousands_of_rows(core: law.Core, rule: str) -> None:
-    """150 settings that hypothesis thinks of, 16 pairs of rows in each."""
+    """128 settings that hypothesis thinks of, 16 pairs of rows in each."""
 
-    @SAME
+    @settings(SAME, max_examples=128)
     @given(kinds=three_kinds, size=st.integers(1, 2048), seed=st.integers(0, 2**20), warmth=warmths())
     def each(kinds: tuple[str, str, str], size: int, seed: int, warmth: tuple[float, Any]) -> None:
         for k in range(16):
-            compare(core, make_case(rule, kinds, size if k % 2 else 1 + size % 64, seed + 7919 * k, warmth))
+            compare(core, make_case(rule, kinds, 1 + size % 64 if k % 4 else size, seed + 7919 * k, warmth))
 
     each()
 
@@ -208,7 +208,7 @@ def test_a_draw_is_possible_and_says_what_the_mixture_says(core: law.Core, case:
     result = law.core_draw(core, case)(coins)
     assert q[result.proposal] > 0
     assert result.logprob == pytest.approx(math.log(pi[result.token]), abs=1e-9)
-    by_base, by_aligned = reference.said(decision, p, q)
+    by_base, _ = reference.said(decision, p, q)
     assert result.base_share * pi[result.token] == pytest.approx(by_base[result.token], abs=1e-9)
     if result.source == "base":
         assert by_base[result.token] > 0

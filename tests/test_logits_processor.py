@@ -301,6 +301,11 @@ def test_bad_models_are_named(tiny: Tiny, tmp_path: Path, llama: llama_cpp.Llama
         KadLogitsProcessor(tiny("bert"))
     with pytest.raises(errors.InvalidArgumentError, match="aligned is 7"):
         KadLogitsProcessor(7)  # type: ignore[arg-type]
+    lora = load(tiny("llama"))
+    lora.lora_path = "adapter.gguf"
+    with pytest.raises(errors.InvalidArgumentError, match="aligned is a Llama with LoRA"):
+        KadLogitsProcessor(lora)
+    lora.close()
     with pytest.raises(errors.InvalidArgumentError, match="n_gpu_layers is 3, but the models are loaded"):
         KadLogitsProcessor(llama, n_gpu_layers=3)
     with pytest.raises(TypeError, match="treshold"):

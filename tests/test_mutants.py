@@ -90,6 +90,19 @@ def law_check(core: law.Core) -> list[str]:
     return failures
 
 
+RULE_CASES = (("bet", 0.2), ("chow", 0.5), ("token-v1", 0.25), ("token-v3", 0.5), ("implicit-reward", 1.0))
+
+
+def rule_check(core: law.Core) -> list[str]:
+    """The same for rules that look at two or three models, and for pi as a row of its own."""
+    failures = []
+    for rule, threshold in RULE_CASES:
+        for case in law.cases(rule, threshold):
+            if case.name.split(",")[0] in ("ordinary", "ties", "zeros", "random 0"):
+                failures += law.law_failures(law.core_draw(core, case), case)
+    return failures
+
+
 def zero_check(core: law.Core) -> list[str]:
     """A coin of exactly 0 where pi(x) = 0: the base keeps two tokens that hold everything, x is neither."""
     case = law.Case(law.logits([0.5, 0.5, 0.0]), law.logits([0.0, 0.0, 1.0]), "dual", 0.4, name="disjoint")
@@ -104,7 +117,9 @@ def coin_check(core: law.Core) -> list[str]:
     return [f"coin {key}" for key in keys if core.lib.kad_coin(*key) != law.reference.coin(*key)]
 
 
-ACCEPT = "coins.acceptance * q.probability(x) < pi.probability(x)"
+ACCEPT = "coins.acceptance * pi.aligned().probability(x) < pi.probability(x)"
+ALPHA = "deferred_(deferred_mass(exchanged ? q : p, kept))"
+DECIDED = "decide(*rule, &raw_p, &raw_q, kept);"
 
 CORE_MUTANTS = [
     Mutant("a comparison that is not strict", (("core/draw.cpp", ACCEPT, ACCEPT.replace("<", "<=")),), zero_check),
@@ -113,24 +128,28 @@ CORE_MUTANTS = [
         (
             (
                 "core/mixture.cpp",
-                "static void each(const KeptSet & kept, size_t n, Visit visit) {",
-                "static void each(const KeptSet &, size_t n, Visit visit) {\n    KeptSet kept;\n    kept.everything();",
+                "const bool listed = form_ == Form::BaseKeeps && kept_->extent != KeptSet::Extent::Everything;",
+                "const bool listed = false;",
             ),
         ),
         law_check,
     ),
     Mutant(
         "acceptance with p instead of pi",
-        (("core/draw.cpp", ACCEPT, ACCEPT.replace("pi.probability", "p.probability")),),
+        (("core/draw.cpp", ACCEPT, ACCEPT.replace("pi.probability", "pi.base().probability")),),
         law_check,
     ),
     Mutant(
         "alpha from the raw rows instead of the shaped ones",
         (
-            ("core/mixture.h", "// alpha = 1 - p'(S)", "extern const Distribution * raw_row;\n// alpha = 1 - p'(S)"),
+            (
+                "core/mixture.h",
+                "// 1 - row(S): exactly",
+                "extern const Distribution * raw_row;\n// 1 - row(S): exactly",
+            ),
             ("core/mixture.cpp", "namespace kad {\n\n", "namespace kad {\n\nconst Distribution * raw_row = nullptr;\n"),
-            ("core/mixture.cpp", "alpha_(deferred_mass(p, kept))", "alpha_(deferred_mass(*raw_row, kept))"),
-            ("c_api_rows.cpp", "decide(*rule, &raw, kept);", "decide(*rule, &raw, kept);\n        raw_row = &raw;"),
+            ("core/mixture.cpp", ALPHA, ALPHA.replace("q : p", "q : *raw_row")),
+            ("c_api_rows.cpp", DECIDED, f"{DECIDED}\n        raw_row = &raw_p;"),
         ),
         law_check,
     ),
@@ -151,13 +170,77 @@ CORE_MUTANTS = [
     ),
     Mutant(
         "who spoke by the coin of acceptance",
-        (("core/draw.cpp", "coins.source < pi.base_share", "coins.acceptance < pi.base_share"),),
+        (
+            (
+                "core/draw.cpp",
+                "return { y, speaker_of(pi, y, coins.source) }",
+                "return { y, speaker_of(pi, y, coins.acceptance) }",
+            ),
+        ),
         law_check,
     ),
     Mutant(
-        "coins that do not depend on the text number",
-        (("core/coins.cpp", "{ event, text_number, purpose, 0 }", "{ event, 0, purpose, 0 }"),),
+        "coins that mix up text number and purpose",
+        (("core/coins.cpp", "purpose, 0 }, { seed, 0 })[0]", "purpose - text_number, 0 }, { seed, 0 })[0]"),),
         coin_check,
+    ),
+    Mutant(
+        "a bet against the base's own best token",
+        (("core/deferral.cpp", "keep_bet(*p, *q, t, kept);", "keep_bet(*p, *p, t, kept);"),),
+        rule_check,
+    ),
+    Mutant(
+        "chow looks at the base",
+        (("core/deferral.cpp", "keep_chow(*q, t, kept);", "keep_chow(*p, t, kept);"),),
+        rule_check,
+    ),
+    Mutant(
+        "token-v1 looks at the base's probabilities",
+        (("core/deferral.cpp", "keep_token_v1(*p, *q, t, kept);", "keep_token_v1(*p, *p, t, kept);"),),
+        rule_check,
+    ),
+    Mutant(
+        "token rules without the exchange of roles",
+        (("c_api_rows.cpp", "pi.emplace(p, q, kept, info.exchanged != 0);", "pi.emplace(p, q, kept, false);"),),
+        rule_check,
+    ),
+    Mutant(
+        "a residual of the token rules that leaves out what the aligned model keeps",
+        (
+            (
+                "core/mixture.cpp",
+                "out[*v - first] = deferred_ * p_.probability(*v);",
+                "out[*v - first] = 0;",
+            ),
+        ),
+        rule_check,
+    ),
+    Mutant(
+        "P(base) of the token rules without the weight that is left to the base",
+        (
+            (
+                "core/mixture.cpp",
+                "? p_.probability(v) : deferred_ * p_.probability(v);",
+                "? p_.probability(v) : p_.probability(v);",
+            ),
+        ),
+        rule_check,
+    ),
+    Mutant(
+        "a reward of the wrong sign",
+        (
+            (
+                "core/reward.cpp",
+                "beta * (double(aligned[v]) - double(reference[v]))",
+                "beta * (double(reference[v]) - double(aligned[v]))",
+            ),
+        ),
+        rule_check,
+    ),
+    Mutant(
+        "a reward without the reference model",
+        (("core/reward.cpp", "(double(aligned[v]) - double(reference[v]))", "double(aligned[v])"),),
+        rule_check,
     ),
 ]
 
@@ -167,7 +250,7 @@ def core_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("core"), law.CORE_SOURCES, law.load)
 
 
-@pytest.mark.parametrize("check", [law_check, zero_check, coin_check])
+@pytest.mark.parametrize("check", [law_check, rule_check, zero_check, coin_check])
 def test_checks_pass_without_a_mutant(core_workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(core_workshop.unmutated) == []
 
@@ -209,9 +292,9 @@ def saving_check(core: law.Core) -> list[str]:
 
 
 EVENT = "const Token event   = draw_event(sequence, said);"
-DECIDE = "decide(settings_.rule, &base.at_rule, kept_);"
+DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), kept_);"
 COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
-GUESS = "row(sequence, KAD_ROLE_ALIGNED).spoken.draw(sequence.coins(sequence.events + i, PURPOSE_PROPOSAL))"
+GUESS = "row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL))"
 
 STEP_MUTANTS = [
     Mutant(
@@ -237,7 +320,7 @@ STEP_MUTANTS = [
                 DECIDE,
                 "kad_rule shared = settings_.rule;\n"
                 "    if (shared.kind == KAD_RULE_PRIMAL) shared.threshold /= double(guesses_.size() + 1);\n"
-                "    decide(shared, &base.at_rule, kept_);",
+                "    " + DECIDE.replace("settings_.rule", "shared"),
             ),
         ),
         text_check,
@@ -245,7 +328,7 @@ STEP_MUTANTS = [
     Mutant(
         "guesses dropped for their value and drawn anew with fresh coins",
         (
-            ("runtime/generator.cpp", "static constexpr kad_role", "static size_t dropped;\nstatic constexpr kad_role"),
+            ("runtime/generator.cpp", "\nnamespace kad {\n", "\nnamespace kad {\n\nstatic size_t dropped;\n"),
             (
                 "runtime/generator.cpp",
                 "guesses_.push_back(x);",
@@ -272,7 +355,7 @@ STEP_MUTANTS = [
     ),
     Mutant(
         "a cache that forgets the guesses before they are compared",
-        (("runtime/generator.cpp", "speakers_[KAD_ROLE_BASE]->rows(side.context, said);", "(void) said;"),),
+        (("runtime/generator.cpp", "speakers_[role]->rows(side.context, said);", "(void) said;"),),
         saving_check,
     ),
 ]

@@ -190,13 +190,30 @@ def test_clones_go_their_own_way(base: Host, aligned: Host) -> None:
     assert aligned.held(0) == 0
 
 
-def test_state_is_copied(base: Host, aligned: Host) -> None:
+def test_state_is_copied(tiny_pair: tuple[Path, Path], base: Host) -> None:
+    """Without a further sequence, which llama.cpp's own way to copy would need."""
     row = base.row(PROMPT)
-    with Sampler(params(aligned, PROMPT, base)) as sampler, Sampler(sampler) as clone:
+    with (
+        Host(tiny_pair[1], n_seq_max=2, n_ctx=512) as two,
+        Sampler(params(two, PROMPT, base)) as sampler,
+        Sampler(sampler) as clone,
+    ):
         sampler.accept(310, 77)
         llama_cpp.llama_sampler_copy(sampler.pointer, clone.pointer)
         close_to(clone.apply(row), sampler.apply(row))
         ok(clone.status())
+
+
+def test_a_clone_leaves_sequences_that_have_no_cells_yet(base: Host, aligned: Host) -> None:
+    row = base.row(PROMPT)
+    with (
+        Sampler(params(aligned, PROMPT, base)) as sampler,
+        Sampler(params(aligned, base=base, aligned_seq_id=1)),
+        Sampler(sampler) as clone,
+    ):
+        ok(clone.status())
+        assert np.array_equal(clone.apply(row), sampler.apply(row))
+        assert [aligned.held(i) for i in range(3)] == [len(PROMPT), 0, len(PROMPT)]
 
 
 def test_a_whole_chain_is_cloned(base: Host, aligned: Host) -> None:
@@ -314,6 +331,35 @@ def test_cells_that_others_take_end_the_text(tiny_pair: tuple[Path, Path], base:
         b.reset()
         assert np.isfinite(b.apply(row)).sum() > 100
         ok(b.status())
+
+
+def test_an_evaluation_that_the_host_stops(tiny_pair: tuple[Path, Path], base: Host) -> None:
+    """Blocks that were done before the abort callback said stop are taken back."""
+    row, left = base.row(PROMPT), [10**9]
+
+    def stop(_: object) -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    callback = llama_cpp.ggml_abort_callback(stop)
+    with (
+        Host(tiny_pair[1], n_ubatch=32, abort_callback=callback) as host,
+        Sampler(params(host, PROMPT, base)) as sampler,
+    ):
+        before = left[0]
+        sampler.accept(*[300] * 150)
+        sampler.apply(row)
+        ok(sampler.status())
+        sampler.reset()
+        straight = sampler.apply(row)
+        left[0] = (before - left[0]) // 2
+        sampler.accept(*[300] * 150)
+        failing(sampler, base, row, lib.KAD_INTERRUPTED, "abort callback")
+        assert host.held() in (0, len(PROMPT))
+        left[0] = 10**9
+        sampler.reset()
+        close_to(sampler.apply(row), straight)
+        ok(sampler.status())
 
 
 def test_broken_rows_end_the_text(base: Host, aligned: Host) -> None:

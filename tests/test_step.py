@@ -37,6 +37,31 @@ def test_two_vocabularies(core: law.Core) -> None:
     assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
 
 
+SAMPLERS = ({"top_k": 2}, {"penalty": 1.5}, {"top_k": 3, "penalty": -1.0}, {})
+
+
+def test_samplers(core: law.Core) -> None:
+    """They look at the speaker's context, guesses included; across vocabularies each at its own."""
+    runs = [replace(step.same_words(seed), **SAMPLERS[seed % 3]) for seed in range(16)]
+    runs += [replace(step.other_words(seed), **SAMPLERS[seed % 3]) for seed in range(16)]
+    assert (
+        step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 2), (step.SPECULATIVE, 5)]) == []
+    )
+
+
+def test_grammars_over_one_vocabulary(core: law.Core) -> None:
+    """Draw, check, redraw: with and without mass on what is allowed, at every temperature and with samplers."""
+    runs = [step.with_grammar(replace(step.same_words(seed), **SAMPLERS[seed // 4 % 4])) for seed in range(32)]
+    modes = [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 1), (step.SPECULATIVE, 4)]
+    assert step.failures(core, runs, modes) == []
+
+
+def test_grammars_over_two_vocabularies(core: law.Core) -> None:
+    """Bytes that one model says move the other's grammar; characters are finished as the grammar allows."""
+    runs = [step.with_grammar(step.other_words(seed)) for seed in range(40)]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
+
+
 def test_another_text_number_is_another_text(core: law.Core) -> None:
     run = replace(step.same_words(3), text_number=2**63 + 5)
     assert step.failures(core, [run], [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []

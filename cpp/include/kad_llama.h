@@ -182,6 +182,26 @@ KAD_API kad_status kad_mixture(const kad_rule * rule, const float * base_logits,
 KAD_API kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const float * aligned_logits, size_t n,
                                 double temperature, uint8_t * deferred);
 
+/* A solution of KAD's knapsack: which tokens to defer so that sum of -p log p over them is largest, their mass <= b. */
+typedef struct kad_knapsack_result {
+    double  value;     /* sum of -p(v) log p(v) over the deferred tokens */
+    double  bound;     /* no set within the budget has a larger value */
+    double  gap;       /* (bound - value) / bound, 0 when bound is 0 */
+    int64_t nodes;     /* relaxations solved */
+    int32_t certified; /* 1 when gap <= 1e-9 */
+} kad_knapsack_result;
+
+/* S, the complement of the deferred tokens, into kept[n]: 1 where the base keeps the token.
+ *
+ * p[n]: probabilities in [0, 1] that sum to 1 within 1e-4, taken as they are. budget: b in [0, 1]; 1 defers everything.
+ * exact = 1: branch and bound to a relative gap of 1e-9, or to a fixed limit of work, whose gap is then reported (flat
+ * rows, small budgets). The deferred mass is <= b (1 + 1e-12) to within the rounding of sums (1e-15); tokens of
+ * probability zero are deferred. exact = 0: the set of rule primal (its test: kept mass >= 1 - b, so rounding may put
+ * the deferred mass above b), and the bound of the relaxation that may split a token.
+ * The set is a function of p, b and exact alone. Keeps a workspace of some 40 n bytes per thread. */
+KAD_API kad_status kad_knapsack(const double * p, size_t n, double budget, int32_t exact, uint8_t * kept,
+                                kad_knapsack_result * out);
+
 /* Where an outcome came from. Under implicit-reward nobody speaks alone: every outcome is KAD_SOURCE_JOINT. */
 typedef enum kad_source { KAD_SOURCE_BASE = 0, KAD_SOURCE_ALIGNED = 1, KAD_SOURCE_JOINT = 2 } kad_source;
 

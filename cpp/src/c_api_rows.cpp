@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "core/draw.h"
+#include "core/knapsack.h"
 #include "core/reward.h"
 #include "errors.h"
 
@@ -64,6 +65,26 @@ struct Position {
         pi.emplace(p, q, kept, info.exchanged != 0);
     }
 };
+
+// A distribution given as probabilities, and a budget.
+static void check_knapsack(const double * p, size_t n, double budget) {
+    if (n == 0) throw Error(KAD_INVALID_ARGUMENT, "n is 0; expected a row of at least one probability");
+    double sum = 0;
+    for (size_t i = 0; i < n; ++i) {
+        if (!(p[i] >= 0 && p[i] <= 1)) {
+            throw Error(KAD_INVALID_ARGUMENT,
+                        "p[" + std::to_string(i) + "] is " + shown(p[i]) + "; expected a probability, 0 to 1");
+        }
+        sum += p[i];
+    }
+    if (!(std::abs(sum - 1) <= 1e-4)) {
+        throw Error(KAD_INVALID_ARGUMENT,
+                    "p sums to " + shown(sum) + "; expected 1 within 1e-4: probabilities, not logits");
+    }
+    if (!(budget >= 0 && budget <= 1)) {
+        throw Error(KAD_INVALID_ARGUMENT, "budget " + shown(budget) + " is out of range; expected 0 to 1");
+    }
+}
 
 } // namespace kad
 
@@ -127,6 +148,22 @@ kad_status kad_deferral(const kad_rule * rule, const float * base_logits, const 
         KeptSet kept;
         decide(*rule, &p, &q, kept);
         for (size_t i = 0; i < n; ++i) deferred[i] = kept.contains(Token(i)) ? 0 : 1;
+    });
+}
+
+kad_status kad_knapsack(const double * p, size_t n, double budget, int32_t exact, uint8_t * kept,
+                        kad_knapsack_result * out) {
+    return guarded([&] {
+        need(p, "p");
+        need(kept, "kept");
+        need(out, "out");
+        check_knapsack(p, n, budget);
+        thread_local Knapsack         knapsack;
+        thread_local KnapsackSolution solution;
+        knapsack.solve(p, n, budget, exact != 0, solution);
+        std::memset(kept, 0, n);
+        for (const Token v : solution.kept) kept[v] = 1;
+        *out = { solution.value, solution.bound, solution.gap, solution.nodes, solution.certified ? 1 : 0 };
     });
 }
 

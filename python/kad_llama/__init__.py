@@ -24,6 +24,7 @@ from kad_llama._binding.calls import check, text  # noqa: E402
 from kad_llama.errors import KadError  # noqa: E402
 from kad_llama.files import FileInfo, PassInfo, inspect_file, measure_passes  # noqa: E402
 from kad_llama.generation import Generation, Stats, Token  # noqa: E402
+from kad_llama.knapsack import Knapsack, knapsack  # noqa: E402
 from kad_llama.logits_processor import KadLogitsProcessor  # noqa: E402
 from kad_llama.rules import RULES, Rule, deferral, mixture  # noqa: E402
 from kad_llama.scoring import Score, ScoredToken  # noqa: E402
@@ -66,6 +67,7 @@ __all__ = [
     "KadError",
     "KadLlama",
     "KadLogitsProcessor",
+    "Knapsack",
     "LibraryInfo",
     "ModelInfo",
     "PassInfo",
@@ -80,6 +82,7 @@ __all__ = [
     "deferral",
     "errors",
     "inspect_file",
+    "knapsack",
     "library_info",
     "measure_passes",
     "mixture",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import check
 from kad_llama.errors import EvaluationError, InvalidArgumentError, ModelError, StateError
-from kad_llama.files import inspect_file
+from kad_llama.files import default_threads, inspect_file
 from kad_llama.rules import RULES, c_rule
 
 __all__ = ["KadLogitsProcessor"]
@@ -54,7 +54,7 @@ class KadLogitsProcessor:
         Most tokens of prompt and text. None: the base's n_ctx where it is known, else 4096; at most what the model was
         trained on.
     n_threads : int or None
-        None: as the Llama given as the model, else as base, else half of the logical cores.
+        None: as the Llama given as the model, else as base, else the physical cores.
     n_batch : int
         Tokens per pass while a prompt is evaluated.
     n_gpu_layers : int or None
@@ -113,7 +113,7 @@ class KadLogitsProcessor:
             "n_ctx": N_CTX if n_ctx is None else _whole("n_ctx", n_ctx),
             "n_batch": _whole("n_batch", n_batch),
             "n_threads": None if n_threads is None else _whole("n_threads", n_threads),
-            "default_threads": max(1, (os.cpu_count() or 1) // 2) if base is None else base.n_threads,
+            "default_threads": default_threads() if base is None else base.n_threads,
         }
         _check_layers(n_gpu_layers, aligned, reference)
         try:

@@ -200,7 +200,7 @@ def token_v2(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
 
 def token_v3(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
     """T = {p(v) >= (1 - a) max p}."""
-    return log_base >= log_threshold(1.0 - threshold) + log_base.max()
+    return log_base >= float(log_threshold(1.0 - threshold) + log_base.max())
 
 
 def base(log_base: Row, log_aligned: Row, threshold: float) -> Mask:
@@ -630,3 +630,34 @@ def write(
         events.append(draw_legal(decision, first, raw_aligned, ok, speak, coins))
         ids += (events[-1].token,)
     return events
+
+
+# ---- Knapsack: which tokens to defer, within a budget ----------------------------------------------------------------
+
+FITS = 1.0 + 1e-12  # a deferred mass of up to b times this is within the budget b
+
+
+def knapsack_values(p: Row) -> Row:
+    """-p log p of every token; 0 for p = 0."""
+    return -p * np.log(np.where(p > 0, p, 1.0))
+
+
+def knapsack_brute_force(p: ArrayLike, budget: float) -> tuple[Mask, float]:
+    """The kept set that leaves the most -p log p to defer, and that value: all 2^V sets, for V <= 20.
+
+    Of sets of the same value the first by the binary number whose lowest bit is token 0. Tokens of probability 0 are
+    deferred; a budget of 1 defers everything.
+    """
+    weights: Row = np.asarray(p, dtype=np.float64)
+    if weights.size > 20:
+        raise ValueError(f"brute force over {weights.size} tokens would take too long; at most 20")
+    if budget >= 1:
+        return np.zeros(weights.size, dtype=bool), float(knapsack_values(weights).sum())
+    possible = np.flatnonzero(weights > 0)
+    mass, value = np.zeros(1), np.zeros(1)  # of every set of the tokens so far
+    for w, h in zip(weights[possible], knapsack_values(weights)[possible], strict=True):
+        mass, value = np.concatenate([mass, mass + w]), np.concatenate([value, value + h])
+    best = int(np.argmax(np.where(mass <= budget * FITS, value, -np.inf)))
+    keep = np.zeros(weights.size, dtype=bool)
+    keep[possible] = [not best >> i & 1 for i in range(possible.size)]
+    return keep, float(value[best])

@@ -1,4 +1,4 @@
-// plugin base.gguf aligned.gguf "a prompt" seed texts tokens: pi in llama.cpp's own sampling loop. One line of token ids per text.
+// plugin base.gguf aligned.gguf "a prompt" seed texts tokens: pi in llama.cpp's own sampling loop. One line of ids per text.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

@@ -1,8 +1,11 @@
 #include "deferral.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <iterator>
+
+#include "knapsack.h"
 
 namespace kad {
 
@@ -45,13 +48,14 @@ bool KeptSet::contains(Token v) const {
     return std::binary_search(ids.begin(), ids.end(), v);
 }
 
-// {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included.
+// {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included. What lies within
+// 1e-13 of the threshold is kept: a token that meets it exactly (token-v2's best at t = 0) is not lost to rounding.
 static void keep_at_least(const Distribution & row, double threshold, KeptSet & kept) {
     if (threshold <= 0) return kept.everything();
     kept.ids.clear();
-    const double at_least = row.at_least(std::log(threshold));
+    const double best = row.logits()[row.top()], reach = row.reach(std::log(threshold) - 1e-13);
     for (size_t i = 0; i < row.size(); ++i) {
-        if (double(row.logits()[i]) >= at_least) kept.ids.push_back(Token(i));
+        if (double(row.logits()[i]) - best >= reach) kept.ids.push_back(Token(i));
     }
     kept.some();
 }
@@ -62,43 +66,136 @@ static void keep_all_unless(bool defer, KeptSet & kept) { return defer ? kept.no
 
 void keep_dual(const Distribution & p, double lambda, KeptSet & kept) { keep_at_least(p, lambda, kept); }
 
-// The smallest set of most probable tokens with mass >= 1 - b; equal probabilities: the lower id counts as more probable.
-// Never a full sort: only tokens within `width` of the best logit are ordered, and width doubles until they hold enough
-// mass. That is exact: tokens outside the window are less probable than all inside, so they come after them in the order.
-void keep_primal(const Distribution & p, double budget, KeptSet & kept) {
-    const double wanted = 1 - budget;
-    if (wanted <= 0) return kept.nothing();
-    const float * logits = p.logits();
-    const double  best   = logits[p.top()];
-    // Beyond this distance from the best logit every probability is zero: no wider window can hold more.
-    const double everything = 709 * p.temperature();
-    for (double width = std::min(4 * p.temperature(), everything);; width = std::min(2 * width, everything)) {
-        kept.ids.clear();
-        double mass = 0;
-        for (size_t i = 0; i < p.size(); ++i) {
-            if (double(logits[i]) < best - width) continue;
-            kept.ids.push_back(Token(i));
-            mass += p.probability(Token(i));
-        }
-        // The same mass summed in descending order may differ in the last bits: sort when it is near enough.
-        if (mass < wanted - 1e-9 && width < everything) continue;
-        std::sort(kept.ids.begin(), kept.ids.end(),
-                  [logits](Token a, Token b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
-        mass = 0;
-        for (size_t k = 0; k < kept.ids.size(); ++k) {
-            mass += p.probability(kept.ids[k]);
-            if (mass >= wanted) {
-                kept.ids.resize(k + 1);
-                std::sort(kept.ids.begin(), kept.ids.end());
-                return kept.some();
+// ---- primal ------------------------------------------------------------------------------------------------------------
+// Order the tokens by descending logit, of equals the lower id first. The smallest set of most probable tokens with mass
+// >= 1 - b ends at one critical token c: the first of the order at which the sum reaches 1 - b. It is found without a sort:
+//
+//   1. A histogram of mass over BINS intervals of the logit. The bin is a monotone function of the logit (subtraction,
+//      product and truncation all round monotonely), so tokens of earlier bins come before those of later ones, and c lies
+//      in the first bin at whose end the sum reaches 1 - b.
+//   2. Only that bin's tokens are looked at further: the same again between their highest and lowest logit, until they are
+//      few, or all equal. Every level leaves out tokens: the highest lies in the first bin and the lowest in the last.
+//   3. What is left is put in order (equals are in order: ids ascend) and summed one by one.
+//
+// Sums are in another order than a descending one, in double: a mass within 1e-12 of 1 - b may be seen either way.
+
+static constexpr size_t BINS  = 4096;
+static constexpr size_t FEW   = 256; // so many are sorted
+static constexpr double REACH = 64; // in units of the temperature: what lies further below the best shares the last bin
+
+// Some tokens of a row in ascending order: first all of it, then those that narrow() leaves.
+struct Candidates {
+    const float *       logits;
+    size_t              n;
+    std::vector<double> mass;
+    std::vector<float>  own_logits; // empty, as ids are, for the whole row
+    std::vector<Token>  ids;
+    double              before = 0; // the mass of the tokens that come before all of these
+
+    explicit Candidates(const Distribution & p) : logits(p.logits()), n(p.size()), mass(p.size()) {
+        p.probabilities(logits, n, mass.data());
+    }
+    Token id(size_t k) const { return ids.empty() ? Token(k) : ids[k]; }
+};
+
+// The intervals of one level.
+struct Bins {
+    double high, lowest, scale;
+
+    Bins(const float * logits, size_t n, double temperature) {
+        constexpr size_t LANES = 8; // for vector instructions
+        float            top[LANES], bottom[LANES];
+        std::fill(top, top + LANES, logits[0]);
+        std::fill(bottom, bottom + LANES, logits[0]);
+        for (size_t k = 0; k < n; k += LANES) {
+            for (size_t i = 0; i < std::min(LANES, n - k); ++i) {
+                top[i]    = logits[k + i] > top[i] ? logits[k + i] : top[i];
+                bottom[i] = logits[k + i] < bottom[i] ? logits[k + i] : bottom[i];
             }
         }
-        if (width >= everything) return kept.everything(); // by rounding the sum stays below 1 - b
+        high             = *std::max_element(top, top + LANES);
+        lowest           = *std::min_element(bottom, bottom + LANES);
+        const double low = std::max(lowest, high - REACH * temperature);
+        scale            = std::min(double(BINS) / (high - low), DBL_MAX); // finite, as 0 * inf would be NaN
+    }
+
+    size_t of(float logit) const { return size_t(int32_t(std::min((high - double(logit)) * scale, double(BINS - 1)))); }
+};
+
+// The bin in which the sum reaches `wanted`, BINS if none; c.before grows by the bins before it.
+static size_t crossing_bin(const Bins & bins, double wanted, Candidates & c) {
+    std::vector<double> mass(BINS);
+    for (size_t k = 0; k < c.n; ++k) mass[bins.of(c.logits[k])] += c.mass[k];
+    for (size_t b = 0; b < BINS; c.before += mass[b++]) {
+        if (c.before + mass[b] >= wanted) return b;
+    }
+    return BINS;
+}
+
+// Leaves the tokens of one bin.
+static void narrow(const Bins & bins, size_t bin, Candidates & c) {
+    std::vector<float> logits;
+    std::vector<Token> ids;
+    logits.reserve(c.n);
+    ids.reserve(c.n);
+    for (size_t k = 0; k < c.n; ++k) {
+        if (bins.of(c.logits[k]) != bin) continue;
+        c.mass[ids.size()] = c.mass[k]; // not beyond k
+        logits.push_back(c.logits[k]);
+        ids.push_back(c.id(k));
+    }
+    c.own_logits.swap(logits);
+    c.ids.swap(ids);
+    c.logits = c.own_logits.data();
+    c.n      = c.ids.size();
+}
+
+// Step 3; -1 if the sum stays below `wanted`.
+static Token sum_in_order(const Candidates & c, bool all_equal, double wanted) {
+    std::vector<size_t> order(all_equal ? 0 : c.n);
+    for (size_t k = 0; k < order.size(); ++k) order[k] = k;
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return c.logits[a] > c.logits[b]; });
+    double sum = c.before;
+    for (size_t k = 0; k < c.n; ++k) {
+        const size_t next = all_equal ? k : order[k];
+        sum += c.mass[next];
+        if (sum >= wanted) return c.id(next);
+    }
+    return -1;
+}
+
+// The critical token; -1 if the sum over the whole row stays below `wanted` by rounding.
+static Token critical_token(const Distribution & p, double wanted) {
+    Candidates c(p);
+    for (;;) {
+        const Bins bins(c.logits, c.n, p.temperature());
+        const bool all_equal = bins.high == bins.lowest;
+        if (c.n <= FEW || all_equal) return sum_in_order(c, all_equal, wanted);
+        const size_t crossing = crossing_bin(bins, wanted, c);
+        if (crossing == BINS) return -1;
+        narrow(bins, crossing, c);
     }
 }
 
+void keep_primal(const Distribution & p, double budget, KeptSet & kept) {
+    const double wanted = 1 - budget;
+    if (wanted <= 0) return kept.nothing();
+    const Token critical = critical_token(p, wanted);
+    if (critical < 0) return kept.everything();
+    const float * logits = p.logits();
+    const float   last   = logits[critical];
+    kept.ids.resize(p.size());
+    size_t count = 0;
+    for (size_t i = 0; i < p.size(); ++i) {
+        kept.ids[count] = Token(i);
+        count += size_t((logits[i] > last) | ((logits[i] == last) & (Token(i) <= critical)));
+    }
+    kept.ids.resize(count);
+    kept.some();
+}
+
 void keep_nudging(const Distribution & p, double gamma, KeptSet & kept) {
-    const bool sure = gamma <= 0 || double(p.logits()[p.top()]) >= p.at_least(std::log(gamma));
+    const bool sure = gamma <= 0 || 0 >= p.reach(std::log(gamma) - 1e-13);
     return sure ? kept.everything() : kept.nothing();
 }
 
@@ -129,6 +226,7 @@ void decide(const kad_rule & rule, const Distribution * p, const Distribution * 
     switch (rule.kind) {
         case KAD_RULE_DUAL: return keep_dual(*p, t, kept);
         case KAD_RULE_PRIMAL: return keep_primal(*p, t, kept);
+        case KAD_RULE_EXACT: return keep_exact(*p, t, kept);
         case KAD_RULE_NUDGING: return keep_nudging(*p, t, kept);
         case KAD_RULE_BET: return keep_bet(*p, *q, t, kept);
         case KAD_RULE_CHOW: return keep_chow(*q, t, kept);

@@ -82,7 +82,8 @@ KAD_CLONES static void differences(const float * p, double p_max, double p_inver
     for (size_t i = 0; i < n; ++i) {
         const double first  = a * exp_negative((double(p[i]) - p_max) * p_inverse);
         const double second = c * exp_negative((double(q[i]) - q_max) * q_inverse);
-        out[i]              = first > second ? first - second : 0.0;
+        const double left   = first - second; // without a branch around it, so that it vectorises
+        out[i]              = left > 0 ? left : 0.0;
     }
 }
 
@@ -152,13 +153,25 @@ double Distribution::probability(Token v) const {
     return weight(size_t(v)) / total_;
 }
 
+void Distribution::probabilities(double * out) const {
+    if (one_hot_) {
+        std::fill(out, out + n_, 0.0);
+        out[top_] = 1;
+        return;
+    }
+    weights(logits_, n_, max_, inverse_, out);
+    for (size_t i = 0; i < n_; ++i) out[i] /= total_;
+}
+
 double Distribution::log_probability(Token v) const {
     if (one_hot_) return v == top_ ? 0 : -INFINITY;
     return (double(logits_[v]) - double(max_)) * inverse_ - log_total_;
 }
 
-double Distribution::at_least(double log_threshold) const {
-    return double(max_) + (log_threshold + log_total_) / inverse_;
+void Distribution::probabilities(const float * logits, size_t n, double * out) const {
+    weights(logits, n, max_, inverse_, out);
+    const double share = 1 / total_;
+    for (size_t i = 0; i < n; ++i) out[i] *= share;
 }
 
 size_t Distribution::clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const {

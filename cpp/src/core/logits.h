@@ -28,15 +28,19 @@ public:
     double temperature() const { return one_hot_ ? 0 : 1 / inverse_; }
 
     double probability(Token v) const;
+    void   probabilities(double * out) const; // probability() of every token, out[size()]
     double log_probability(Token v) const;
+
+    // The probabilities of n logits taken from this row, into out. For temperatures above 0.
+    void probabilities(const float * logits, size_t n, double * out) const;
 
     // Inverse distribution function: the lowest token whose cumulative sum exceeds the coin in [0, 1); if none does by
     // rounding, the last token of non-zero probability. Never a token of probability zero.
     Token draw(double coin) const;
 
-    // Is p(v) >= exp(log_threshold)? Compared in the log domain: logit/T >= log threshold + log sum exp(logit/T).
-    // at_least() is the smallest logit for which that holds, as a double.
-    double at_least(double log_threshold) const;
+    // p(v) >= exp(log_threshold) holds where logit - largest logit >= reach(log_threshold), in double: in the log domain, and
+    // relative to the best token, so that no logit is too large for it.
+    double reach(double log_threshold) const { return (log_threshold + log_total_) / inverse_; }
 
     const float * logits() const { return logits_; }
     size_t        blocks() const { return (n_ + BLOCK - 1) / BLOCK; }

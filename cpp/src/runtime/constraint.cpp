@@ -76,16 +76,16 @@ void Constraint::allowed(const std::vector<uint8_t> & ask, std::vector<uint8_t> 
     }
 }
 
-void Constraint::accept(Token event, kad_role role, const std::vector<Token> & ids, const std::string & bytes) {
+void Constraint::accept(kad_role role, const std::vector<Token> & ids) {
     for (const kad_role each : ROLES) {
         if (!grammars_[each]) continue;
-        const Token same = ids.size() == 1 ? events_->id(each, event) : -1;
-        if (each == role || events_->shared_ids()) {
-            for (const Token id : ids) grammars_[each]->accept(id);
-        } else if (same >= 0) {
-            grammars_[each]->accept(same);
-        } else {
-            spell(each, bytes);
+        for (const Token id : ids) {
+            const Token same = each == role || events_->shared_ids() ? id : events_->id(each, events_->event(role, id));
+            if (same >= 0) {
+                grammars_[each]->accept(same);
+            } else {
+                spell(each, events_->vocabulary(role)->bytes(id));
+            }
         }
     }
     answers_.clear();

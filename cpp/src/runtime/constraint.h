@@ -28,7 +28,7 @@ public:
     void allowed(const std::vector<uint8_t> & ask, std::vector<uint8_t> & ok);
 
     // Advances over an event that `role` said in these ids, more than one for a character. Throws KAD_MODEL_ERROR when another vocabulary cannot spell its bytes.
-    void accept(Token event, kad_role role, const std::vector<Token> & ids, const std::string & bytes);
+    void accept(kad_role role, const std::vector<Token> & ids);
 
     // The state of one vocabulary, to be asked about further tokens of a character. With shared ids there is one for all.
     std::unique_ptr<Grammar> state(kad_role role) const;

@@ -158,7 +158,7 @@ void Generator::round(Sequence & sequence) {
         sequence.accepted += right;
         said.guess      = guessed ? (right ? 1 : 2) : 0;
         const bool more = say(sequence, event, said);
-        if (more) advance_constraint(sequence, event, said, right);
+        if (more) advance_constraint(sequence, said, right);
         if (!more || !right) break;
     }
     if (sequence.finish != KAD_FINISH_NONE) close(sequence);
@@ -190,7 +190,7 @@ void Generator::guess(Sequence & sequence, size_t n) {
             side.context.push_back(x);
             if (states.empty()) continue;
             Constraint next = states.back().clone();
-            next.accept(x, KAD_ROLE_ALIGNED, { x }, events_.bytes(x));
+            next.accept(KAD_ROLE_ALIGNED, { x });
             states.push_back(std::move(next));
         }
     } catch (...) {
@@ -337,7 +337,7 @@ Constraint * Generator::constraint(Sequence & sequence) const {
 }
 
 // After an event that was said: the state that a right guess prepared, or this one moved on.
-void Generator::advance_constraint(Sequence & sequence, Token event, const Said & said, bool guessed_right) {
+void Generator::advance_constraint(Sequence & sequence, const Said & said, bool guessed_right) {
     if (!constraint(sequence)) return;
     const size_t next = sequence.constrained + 1;
     if (guessed_right && next < sequence.constraints.size()) {
@@ -345,7 +345,7 @@ void Generator::advance_constraint(Sequence & sequence, Token event, const Said 
         return;
     }
     const kad_role role = said.source == KAD_SOURCE_BASE ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    constraint(sequence)->accept(event, role, said.ids, said.bytes);
+    constraint(sequence)->accept(role, said.ids);
 }
 
 Error Generator::nothing_allowed(const Sequence & sequence) const {
@@ -396,9 +396,17 @@ Outcome Generator::draw_joint_restricted(Sequence & sequence, const std::vector<
                                          const DrawCoins & coins) {
     Distribution q;
     const bool   aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
-    mix_joint(sequence, &ok); // throws when nothing is left of it
-    if (!aligned_can) return { joint_.draw(coins.residual), KAD_SOURCE_JOINT };
-    const Outcome outcome = draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
+    bool         joint_can   = false;
+    for (size_t i = 0; i < ok.size(); ++i) joint_can = joint_can || (ok[i] && joint_row_[i] > -INFINITY);
+    if (!aligned_can && !joint_can) throw nothing_allowed(sequence);
+    if (!joint_can) return { q.draw(coins.proposal), KAD_SOURCE_JOINT };
+    mix_joint(sequence, &ok);
+    Outcome outcome = { -1, KAD_SOURCE_JOINT };
+    if (aligned_can) {
+        outcome = draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
+    } else {
+        outcome.token = joint_.draw(coins.residual);
+    }
     mix(sequence); // what describe() speaks of
     return outcome;
 }

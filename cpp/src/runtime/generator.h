@@ -84,7 +84,7 @@ private:
     void  describe_alone(const Distribution & spoken, kad_role role, Token event, Said & said);
 
     Constraint * constraint(Sequence & sequence) const;
-    void         advance_constraint(Sequence & sequence, Token event, const Said & said, bool guessed_right);
+    void         advance_constraint(Sequence & sequence, const Said & said, bool guessed_right);
     Error        nothing_allowed(const Sequence & sequence) const;
     Outcome      redraw_event(Sequence & sequence, Said & said);
     Outcome draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok, const DrawCoins & coins);

@@ -125,7 +125,10 @@ std::unique_ptr<Grammar> make_grammar(const LlamaModel & model, const std::strin
     } catch (const std::exception & e) {
         why = std::string(": ") + e.what();
     }
-    if (!sampler) throw Error(KAD_INVALID_ARGUMENT, "grammar cannot be used by llama.cpp" + why);
+    if (!sampler) {
+        throw Error(KAD_INVALID_ARGUMENT, "grammar cannot be used by llama.cpp" + why +
+                                              "; to it, repeating what may be empty is left recursion too");
+    }
     return std::make_unique<LlamaGrammar>(model, std::move(sampler));
 }
 

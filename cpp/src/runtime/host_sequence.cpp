@@ -31,9 +31,13 @@ static bool take(llama_context * context, int32_t id) {
 static void check_context(llama_context * context, const std::string & who) {
     const llama_model * model = llama_get_model(context);
     if (!llama_get_memory(context) || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
-        throw Error(KAD_MODEL_ERROR, "the " + who +
-                                         " context keeps no memory of a text (an encoder, or a model that is " +
-                                         "none from left to right); expected one of a causal language model");
+        throw Error(KAD_MODEL_ERROR,
+                    "the " + who +
+                        " context keeps no memory of a text (an encoder, say); expected one of a causal "
+                        "language model");
+    }
+    if (llama_vocab_n_tokens(llama_model_get_vocab(model)) <= 0) {
+        throw Error(KAD_MODEL_ERROR, "the " + who + " model has no vocabulary and cannot write text");
     }
 }
 

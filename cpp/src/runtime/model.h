@@ -1,5 +1,5 @@
-// One GGUF in llama.cpp: vocabulary, weights, context. With file.cpp, llama_log.cpp, samplers.cpp and grammar.cpp the only
-// room that includes llama.h.
+// One GGUF in llama.cpp: vocabulary, weights, context. With file.cpp, llama_log.cpp, token_table.cpp, samplers.cpp,
+// grammar.cpp and the sampler plug-in (host_sequence.cpp, sampler_plugin.cpp) the only room that includes llama.h.
 #pragma once
 
 #include <atomic>

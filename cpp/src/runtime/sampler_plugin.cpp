@@ -272,8 +272,8 @@ void plugin_free(llama_sampler * sampler) { delete &plugin(sampler); }
 
 void plugin_copy(const llama_sampler * from, llama_sampler * to) { plugin(to).copy_state(plugin(from)); }
 
-llama_sampler_i * interface() {
-    static llama_sampler_i functions = [] {
+llama_sampler_i * callbacks() {
+    static llama_sampler_i table = [] {
         llama_sampler_i f = {}; // no backend functions: this sampler runs on the host
         f.name            = plugin_name;
         f.accept          = plugin_accept;
@@ -284,7 +284,7 @@ llama_sampler_i * interface() {
         f.copy_state      = plugin_copy;
         return f;
     }();
-    return &functions;
+    return &table;
 }
 
 // NULL only when there is no memory for the few bytes of a sampler.
@@ -292,7 +292,7 @@ llama_sampler * plugin_clone(const llama_sampler * sampler) {
     llama_sampler * clone = nullptr;
     guarded([&] {
         auto copy = std::make_unique<Plugin>(plugin(sampler));
-        clone     = llama_sampler_init(interface(), copy.get());
+        clone     = llama_sampler_init(callbacks(), copy.get());
         copy.release();
     });
     return clone;
@@ -300,7 +300,7 @@ llama_sampler * plugin_clone(const llama_sampler * sampler) {
 
 Plugin & ours(const llama_sampler * sampler) {
     need(sampler, "sampler");
-    if (sampler->iface == interface()) return plugin(sampler);
+    if (sampler->iface == callbacks()) return plugin(sampler);
     throw Error(KAD_INVALID_ARGUMENT,
                 "sampler is not one of kad_sampler_init(); expected that one or its clone, not the "
                 "chain it was added to (llama_sampler_chain_get() finds it there)");
@@ -323,7 +323,7 @@ llama_sampler * make_sampler(const PluginOptions & options) {
                                                               : " uses no reference context; leave reference NULL"));
     }
     auto            made    = std::make_unique<Plugin>(options);
-    llama_sampler * sampler = llama_sampler_init(interface(), made.get());
+    llama_sampler * sampler = llama_sampler_init(callbacks(), made.get());
     made.release();
     return sampler;
 }

@@ -131,14 +131,15 @@ public:
 
     void shape(const Token * context, size_t n_context, uint64_t event, const float * logits, float * shaped,
                size_t n) override {
-        gather(logits, n);
-        std::fill(shaped, shaped + n, -INFINITY);
-        if (!penalties.empty()) {
-            remember(context, n_context);
-            apply(penalties.get());
+        std::copy(logits, logits + n, shaped);
+        for (const auto & [id, bias] : biases) {
+            if (size_t(id) < n) shaped[id] = std::min(shaped[id] + bias, FLT_MAX);
         }
-        tidy();
-        if (!truncation.empty()) apply(truncation.get());
+        if (!penalties.empty()) penalise(context, n_context, shaped, n);
+        if (truncation.empty() && xtc_probability == 0) return;
+        gather(shaped, n);
+        std::fill(shaped, shaped + n, -INFINITY);
+        apply(truncation.get());
         if (xtc_probability > 0) exclude_top_choices(event);
         for (size_t i = 0; i < array_.size; ++i) shaped[array_.data[i].id] = array_.data[i].logit;
     }
@@ -154,22 +155,36 @@ private:
     kad_role                      role_;
     Coins                         coins_;
     std::vector<Token>            remembered_; // the context that the penalties hold the last tokens of
-    std::vector<float>            biased_;
+    std::vector<Token>            seen_;
     std::vector<llama_token_data> candidates_;
     llama_token_data_array        array_ = {};
 
-    // Tokens that cannot be said are no candidates: typical sampling would make NaN of them.
-    void gather(const float * logits, size_t n) {
-        if (!biases.empty()) {
-            biased_.assign(logits, logits + n);
-            for (const auto & [id, bias] : biases) {
-                if (size_t(id) < n) biased_[size_t(id)] += bias;
-            }
-            logits = biased_.data();
+    // Penalties and DRY change the logits of tokens that they remember, each by itself: no others are shown to them.
+    void penalise(const Token * context, size_t n_context, float * row, size_t n) {
+        remember(context, n_context);
+        seen_.clear();
+        for (size_t i = n_context - std::min(n_context, memory); i < n_context; ++i) {
+            seen_.push_back(events_.folded(role_, context[i]));
         }
+        std::sort(seen_.begin(), seen_.end());
+        seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
+        candidates_.clear();
+        for (const Token id : seen_) {
+            if (size_t(id) < n && row[id] != -INFINITY) candidates_.push_back({ id, row[id], 0 });
+        }
+        array_ = { candidates_.data(), candidates_.size(), -1, false };
+        apply(penalties.get());
+        for (const llama_token_data & changed : candidates_) row[changed.id] = std::min(changed.logit, FLT_MAX);
+    }
+
+    // Tokens that cannot be said are no candidates: typical sampling would make NaN of their p log p, as of that of tokens
+    // whose probability a float cannot hold.
+    void gather(const float * row, size_t n) {
+        constexpr float FAINT = 80; // exp(-80) = 2e-35, divided by any vocabulary's sum still no zero
+        const float     least = typical ? std::max(*std::max_element(row, row + n) - FAINT, -FLT_MAX) : -FLT_MAX;
         candidates_.clear();
         for (size_t i = 0; i < n; ++i) {
-            if (logits[i] != -INFINITY) candidates_.push_back({ llama_token(i), std::min(logits[i], FLT_MAX), 0 });
+            if (row[i] >= least) candidates_.push_back({ llama_token(i), row[i], 0 });
         }
         array_ = { candidates_.data(), candidates_.size(), -1, false };
     }
@@ -188,21 +203,6 @@ private:
 
     void apply(llama_sampler * chain) {
         if (array_.size > 0) llama_sampler_apply(chain, &array_);
-    }
-
-    // Penalties may overflow. And where typical sampling follows, tokens whose probability a float cannot hold are left out:
-    // there p log p is NaN.
-    void tidy() {
-        constexpr float FAINT = 80; // exp(-80) = 2e-35, divided by any vocabulary's sum still no zero
-        float           best  = -INFINITY;
-        for (size_t i = 0; i < array_.size; ++i) {
-            array_.data[i].logit = std::min(array_.data[i].logit, FLT_MAX);
-            best                 = std::max(best, array_.data[i].logit);
-        }
-        const float least = typical ? best - FAINT : -FLT_MAX;
-        array_.size       = size_t(std::remove_if(array_.data, array_.data + array_.size,
-                                                  [&](const llama_token_data & d) { return !(d.logit >= least); }) -
-                                   array_.data);
     }
 
     // XTC draws whether it acts: made anew with a seed of this event, so that a guess drawn again meets the same coin.

@@ -171,6 +171,12 @@ def _add_rule(result: argparse.ArgumentParser) -> None:
     group.add_argument("--rule", default="dual", metavar="NAME", help="see `kad-llama rules` (default dual)")
     group.add_argument("--threshold", type=float, metavar="X", help="the rule's parameter (default: the rule's own)")
     group.add_argument(
+        "-r",
+        "--reference",
+        metavar="FILE",
+        help="for implicit-reward: GGUF of the small model before its alignment; the aligned model's llama.cpp flags apply",
+    )
+    group.add_argument(
         "--rule-temp",
         type=rule_temperature,
         default=1.0,
@@ -257,6 +263,10 @@ def check(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         if needs_aligned(arguments) and not arguments.aligned:
             hint = "; rule base works without it under --no-spec" if arguments.rule == "base" else ""
             command.error(f"-a FILE, the aligned model, is missing{hint}")
+    if arguments.rule == "implicit-reward" and not arguments.reference:
+        command.error("-r FILE is missing: rule implicit-reward needs the small model before its alignment")
+    if arguments.reference and arguments.rule != "implicit-reward":
+        command.error(f"-r is for rule implicit-reward; rule {arguments.rule} uses no third model")
     if arguments.raw and arguments.system is not None:
         command.error("--raw uses no templates, so --system has no place: write it into the prompt")
 
@@ -305,6 +315,8 @@ def engine_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "threshold": arguments.threshold,
         "rule_temperature": arguments.rule_temp,
         "reproducible": arguments.reproducible,
+        "reference": arguments.reference,
+        "reference_params": (model_params(arguments, "_aligned") or None) if arguments.reference else None,
         **llama_keywords(arguments),
     }
 

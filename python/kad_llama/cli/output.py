@@ -174,7 +174,9 @@ def _stats_lines(out: Generation) -> list[str]:
         f"{stats.wall_s:.2f} s in all; finish: {out.finish_reason}; seed {out.seed}",
         f"  {stats.mode}: {stats.base_passes} base passes ({_number(stats.tokens_per_base_pass, 2)} tokens each), "
         f"{stats.aligned_passes} aligned passes{guesses if stats.drafted else ''}",
-        f"  the aligned model said {_percent(stats.aligned_share)} of the tokens; mean deferred mass "
+        "  every token is the three models' together"
+        if stats.deferred_mass is None
+        else f"  the aligned model said {_percent(stats.aligned_share)} of the tokens; mean deferred mass "
         f"{_number(stats.deferred_mass, 2)}",
     ]
     return [*lines, f"  note: {stats.note}"] if stats.note else lines
