@@ -19,7 +19,7 @@ from kad_llama.errors import ContextError, InvalidArgumentError, StateError
 from kad_llama.scoring import Completion, score_settings
 
 Tiny = Callable[..., Path]
-RULES = ["dual", "primal", "nudging", "bet", "chow", "diff", "opt", "token-v1", "token-v2", "token-v3", "base"]
+RULES = ["dual", "primal", "exact", "nudging", "bet", "chow", "diff", "opt", "token-v1", "token-v2", "token-v3", "base"]
 NUMBERS = ("logprob", "base_logprob", "aligned_logprob", "deferred_mass", "base_share")
 SETTINGS: dict[str, dict[str, Any]] = {
     "raw rows": {},
