@@ -18,7 +18,7 @@ MODELS = ["-m", "base.gguf", "-a", "aligned.gguf"]
 
 def token(text: str, source: Literal["base", "aligned"] = "base") -> Token:
     """A token as the engine would say it."""
-    return Token(text, text.encode(), 5, source, -0.5, None, 0.25, "none")
+    return Token(text, text.encode(), 5, source, -0.5, None, 0.25, "none", None, None, (5,))
 
 
 class FakeStream:
@@ -38,6 +38,7 @@ class FakeStream:
             tokens=len(self._said),
             base_passes=2,
             aligned_passes=3,
+            reference_passes=0,
             drafted=4,
             accepted=3,
             acceptance_rate=0.75,
@@ -51,6 +52,7 @@ class FakeStream:
             wall_s=0.2,
             base_eval_s=0.05,
             aligned_eval_s=0.05,
+            reference_eval_s=0.0,
         )
         return Generation("".join(said.text for said in self._said), list(self._said), self._finish, 7, stats)
 

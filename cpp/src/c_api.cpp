@@ -11,6 +11,7 @@
 #include "runtime/file.h"
 #include "runtime/interrupt.h"
 #include "runtime/samplers.h"
+#include "runtime/utf8.h"
 
 using namespace kad;
 
@@ -336,6 +337,20 @@ kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * te
     });
 }
 
+kad_status kad_tokenize_continuation(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes,
+                                     int32_t * ids, size_t capacity, size_t * n_ids) {
+    return guarded([&] {
+        const LlamaModel & model = model_for_text(engine, role);
+        if (n_bytes) need(text, "text");
+        need(n_ids, "n_ids");
+        const std::string given(text ? text : "", n_bytes);
+        // Where vocabularies differ texts are tokenised piecewise: see TextTokens.
+        hand_ids(engine->events().shared_ids() ? model.tokenize_continuation(sanitised(given))
+                                               : TextTokens(model).tokens(given),
+                 ids, capacity, *n_ids);
+    });
+}
+
 kad_status kad_special_tokens(const kad_engine * engine, int32_t role, int32_t * ids, size_t capacity, size_t * n_ids) {
     return guarded([&] {
         const LlamaModel & model = model_for_text(engine, role);
@@ -452,6 +467,45 @@ kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t
                                   said.base_logprob, said.aligned_logprob, said.ids.data(),    said.ids.size() };
         }
         *n = int32_t(sequence->handed.size());
+    });
+}
+
+// The role in whose vocabulary an event's ids are. Under implicit-reward, where nobody speaks alone, all are the same.
+static kad_role speaker_of(const kad_engine & engine, const int32_t * sources, size_t i) {
+    const bool base = engine.speaks(KAD_ROLE_BASE) && engine.options().rule.kind != KAD_RULE_ALIGNED;
+    if (!sources) return base ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
+    const bool joint = rule_info(engine.options().rule.kind).reference != 0;
+    if (sources[i] == KAD_SOURCE_BASE || (sources[i] == KAD_SOURCE_JOINT && joint)) return KAD_ROLE_BASE;
+    if (sources[i] == KAD_SOURCE_ALIGNED) return KAD_ROLE_ALIGNED;
+    throw Error(KAD_INVALID_ARGUMENT,
+                "source " + std::to_string(sources[i]) + " at event " + std::to_string(i) +
+                    (joint ? "; expected 0 (base), 1 (aligned) or 2 (joint)" : "; expected 0 (base) or 1 (aligned)"));
+}
+
+kad_status kad_sequence_score(kad_sequence * sequence, const int32_t * ids, const int32_t * counts,
+                              const int32_t * sources, size_t n_events, kad_score * out) {
+    return guarded([&] {
+        current_only(sequence);
+        if (n_events) need(ids, "ids");
+        if (n_events) need(out, "out");
+        kad_engine &       engine = *sequence->engine;
+        std::vector<Given> events;
+        for (size_t i = 0; i < n_events; ++i) {
+            const int32_t n = counts ? counts[i] : 1;
+            if (n < 1) {
+                throw Error(KAD_INVALID_ARGUMENT, "counts has " + std::to_string(n) + " at event " + std::to_string(i) +
+                                                      "; expected at least one id");
+            }
+            events.push_back({ speaker_of(engine, sources, i), { ids, ids + n } });
+            ids += n;
+        }
+        engine.cancel = false;
+        const CatchInterrupt    interrupt(engine.catch_sigint ? &engine.cancel : nullptr);
+        const std::vector<Said> said = engine.generator().score_text(*sequence, events, !counts);
+        for (size_t i = 0; i < n_events; ++i) {
+            out[i] = { said[i].logprob, said[i].base_logprob, said[i].aligned_logprob, said[i].deferred_mass,
+                       said[i].base_share };
+        }
     });
 }
 

@@ -27,6 +27,7 @@ from kad_llama.generation import Generation, Stats, Token  # noqa: E402
 from kad_llama.knapsack import Knapsack, knapsack  # noqa: E402
 from kad_llama.logits_processor import KadLogitsProcessor  # noqa: E402
 from kad_llama.rules import RULES, Rule, deferral, mixture  # noqa: E402
+from kad_llama.scoring import Score, ScoredToken  # noqa: E402
 from kad_llama.session import KadLlama, ModelInfo, VocabInfo  # noqa: E402
 from kad_llama.stream import Stream  # noqa: E402
 
@@ -71,6 +72,8 @@ __all__ = [
     "ModelInfo",
     "PassInfo",
     "Rule",
+    "Score",
+    "ScoredToken",
     "Stats",
     "Stream",
     "Token",

@@ -21,6 +21,7 @@ from kad_llama.errors import InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
 from kad_llama.rules import RULES, c_rule
+from kad_llama.scoring import Completion, Score, read_completion, score_settings, show_score_settings
 from kad_llama.settings import Settings, read_settings, show_settings
 from kad_llama.stream import Stream
 
@@ -457,6 +458,75 @@ class KadLlama:
         stream = Stream(self._engine, built, settings, release)
         self._stream = weakref.ref(stream)
         return stream
+
+    @show_score_settings
+    def score(
+        self, prompt: Messages, completion: str | Generation, *, raw: bool = False, **settings: Unpack[Keywords]
+    ) -> Score:
+        """Return what pi says of a given text after a prompt, token by token, as ``generate(logprobs=True)`` would.
+
+        Each model evaluates each token once, many to a pass. Nothing is drawn.
+
+        Parameters
+        ----------
+        prompt, raw
+            As for `generate`.
+        completion
+            A text, or a `Generation`. Of a text: the tokens of the base's own tokenisation (the aligned model's where no
+            base runs), as it goes on from the prompt; special-token spellings are plain text. Across vocabularies each is
+            an event, but a further token of a character has the log-probability that the base alone gives it. Of a
+            Generation: its own ids, each event one entry; a character made of several tokens is one.
+        temperature, top_k, ...
+            How each model speaks, and its samplers: as for `generate`. `seed` and `text_number` matter to XTC alone; the
+            seed is a Generation's own, else 0, unless given.
+
+        Returns
+        -------
+        Score
+            `tokens`, one for each token or event (none for an empty text), and their sum `logprob`. The end of the text is
+            not scored. What the models cannot say there, or no longer under top-k and the like, has -inf.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For values out of range, ids that no model has, and what only says how a text is written (`max_tokens`, `stop`,
+            `draft`, `grammar` ...).
+        ContextError
+            When prompt and text exceed a context in either model's tokens. These before anything is evaluated.
+        StateError, KeyboardInterrupt
+            As for `generate`.
+        """
+        self._need_open()
+        chosen = score_settings(completion, dict(settings))
+        given = read_completion(self, completion)
+        return self._score(self.prompt(prompt, raw), given, chosen)
+
+    def _score(self, prompt: prompts.Prompt, completion: Completion, settings: Settings) -> Score:
+        release = self._acquire()
+        try:
+            stream = Stream(self._engine, prompt, settings, release)
+        except BaseException:
+            release()
+            raise
+        self._stream = weakref.ref(stream)
+        with stream:
+            values = stream.score(completion.ids, completion.sources, events=completion.events)
+            return Score(completion.scored(values), stream.stats)
+
+    @property
+    def _speaking_role(self) -> Role:
+        """In whose tokens a text is scored."""
+        return "base" if self._asks_base and self.base is not None else "aligned"
+
+    def _tokenize_continuation(self, data: bytes, role: Role) -> list[int]:
+        with self._using:
+            self._need_open()
+            return self._ids(
+                lambda ids, n, size: lib.kad_tokenize_continuation(
+                    self._engine, _ROLES[role], data, len(data), ids, n, size
+                ),
+                len(data) + 16,
+            )
 
     def next_logits(self, prompt: Messages, *, raw: bool = False) -> tuple[NDArray[np.float32], ...]:
         """Return the rows of logits after a prompt, as the rule sees them.

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
@@ -200,6 +200,24 @@ class Stream:
             self._let_interrupt_in()
             check(lib.kad_sequence_rows(self._sequence, *pointers, n))
         return rows
+
+    def score(
+        self, ids: Sequence[Sequence[int]], sources: Sequence[int] | None, *, events: bool
+    ) -> list[tuple[float, float, float, float, float]]:
+        """Score a given text instead of writing one, which ends this stream: the fields of ``kad_score`` for every entry.
+
+        `events`: an entry is an event of one or more ids; else it is one id.
+        """
+        flat = ffi.new("int32_t[]", [token for entry in ids for token in entry])
+        counts = ffi.new("int32_t[]", [len(entry) for entry in ids]) if events else ffi.NULL
+        speakers = ffi.NULL if sources is None else ffi.new("int32_t[]", sources)
+        out = ffi.new("kad_score[]", len(ids))
+        with self._lock:
+            if self._sequence == ffi.NULL:
+                raise StateError("this stream has ended; open a new one to score a text")
+            self._let_interrupt_in()
+            check(lib.kad_sequence_score(self._sequence, flat, counts, speakers, len(ids), out))
+        return [(s.logprob, s.base_logprob, s.aligned_logprob, s.deferred_mass, s.base_share) for s in out]
 
     # ---- Ending -----------------------------------------------------------------------------------------------------
 

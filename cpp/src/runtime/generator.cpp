@@ -275,11 +275,15 @@ Token Generator::draw_alone(Sequence & sequence, Said & said, kad_role role) {
     }
     said.source        = base ? KAD_SOURCE_BASE : KAD_SOURCE_ALIGNED;
     said.deferred_mass = base ? 0 : 1;
-    if (sequence.logprobs) {
-        said.base_share = base ? 1 : 0;
-        said.logprob = (base ? said.base_logprob : said.aligned_logprob) = own.spoken.log_probability(y);
-    }
+    if (sequence.logprobs) describe_alone(own.spoken, role, y, said);
     return y;
+}
+
+// The log-probability of an event where one model speaks.
+void Generator::describe_alone(const Distribution & spoken, kad_role role, Token event, Said & said) {
+    const bool base = role == KAD_ROLE_BASE;
+    said.base_share = base ? 1 : 0;
+    said.logprob = (base ? said.base_logprob : said.aligned_logprob) = spoken.log_probability(event);
 }
 
 // S (or T) at this position, from the raw rows.

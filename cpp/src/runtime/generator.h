@@ -18,6 +18,13 @@ struct Settings {
     std::string architecture[ROLE_COUNT];                                // for messages
 };
 
+// An event of a given text: its ids in the vocabulary of the model that said it. One; or, where vocabularies differ, the chain of
+// tokens that a character took.
+struct Given {
+    kad_role           speaker;
+    std::vector<Token> ids;
+};
+
 class Generator {
 public:
     // models, by role: base may be NULL with rule aligned, aligned with rule base; a reference stands with implicit-reward
@@ -33,6 +40,12 @@ public:
     // One piece of work: a block of a prompt, or one round. What is said goes to sequence.said. Throws; what was said until
     // then stands.
     void step(Sequence & sequence);
+
+    // What pi says of a given text after the prompt (scoring.cpp), on a sequence that was begun and not stepped: fields of Said
+    // but source and guess. One entry per event; with by_token one per id, a character's first token as the event that it is,
+    // the further ones by their speaker's own distribution. The sequence is ended by it. Throws before anything is evaluated
+    // for ids that no model has and for a text that no context holds.
+    std::vector<Said> score_text(Sequence & sequence, const std::vector<Given> & events, bool by_token);
 
     // The row at the next position, as the rule sees it; events().size() floats.
     const float * event_row(Sequence & sequence, kad_role role);
@@ -68,6 +81,7 @@ private:
     void  mix(Sequence & sequence);
     void  mix_joint(Sequence & sequence, const std::vector<uint8_t> * ok);
     void  describe(Sequence & sequence, Token event, Said & said);
+    void  describe_alone(const Distribution & spoken, kad_role role, Token event, Said & said);
 
     Constraint * constraint(Sequence & sequence) const;
     void         advance_constraint(Sequence & sequence, const Said & said, bool guessed_right);
@@ -83,6 +97,19 @@ private:
     bool  finish_character(Sequence & sequence, Token event, Said & said);
     Token further_token(Sequence & sequence, kad_role role, uint64_t i, Grammar * grammar, double & logprob);
     void  close(Sequence & sequence);
+
+    struct Path;
+    struct Character;
+    void                check_given(const Given & event, size_t i) const;
+    std::vector<Given>  join_characters(const std::vector<Given> & tokens) const;
+    const std::string & bytes_of(const Given & event, size_t i) const;
+    void follow(const Sequence & sequence, const Given & event, bool by_token, std::string & text, Path * paths) const;
+    void lay_paths(Sequence & sequence, const std::vector<Given> & events, bool by_token, Path * paths) const;
+    size_t rows_ahead(const Sequence & sequence, kad_role role) const;
+    void   advance(Sequence & sequence, kad_role role, Path & path);
+    Said   weigh(Sequence & sequence, Token event);
+    void   weigh_event(Sequence & sequence, const Given & event, bool by_token, Path * paths, std::vector<Said> & out);
+
     // The row after this role's context, for the event that comes `ahead` events after the next.
     Row & row(Sequence & sequence, kad_role role, size_t ahead = 0);
 };

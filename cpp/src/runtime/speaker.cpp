@@ -19,7 +19,7 @@ Speaker::Speaker(LanguageModel & model, const EventSpace & events, kad_role role
 
 void Speaker::begin(const Reading & reading, size_t keep_rows) {
     reading_ = reading;
-    if (rows_.size() < keep_rows) rows_.assign(keep_rows, Row()); // rows move: old ones are forgotten
+    this->keep_rows(keep_rows);
     for (Row & row : rows_) {
         row.read = false;
         // A row after generated tokens may come from another pass than the one a fresh run would make.
@@ -28,6 +28,10 @@ void Speaker::begin(const Reading & reading, size_t keep_rows) {
     count    = EvaluationCount();
     started_ = false;
     cached_  = 0;
+}
+
+void Speaker::keep_rows(size_t n) {
+    if (rows_.size() < n) rows_.assign(n, Row()); // rows move: old ones are forgotten
 }
 
 size_t Speaker::common_prefix(const std::vector<Token> & context) const {
@@ -176,10 +180,14 @@ void Speaker::read(Row & row, uint64_t event) {
     row.event = event;
 }
 
-Token Speaker::draw_own(Row & row, double coin, double & logprob) {
+const Distribution & Speaker::own(const Row & row) {
     const bool shaped = reading_.shaper != nullptr;
     own_.set(shaped ? row.shaped_own.data() : row.own.data(), row.own.size(), reading_.temperature, name_of(role_));
-    const Token v = own_.draw(coin);
+    return own_;
+}
+
+Token Speaker::draw_own(Row & row, double coin, double & logprob) {
+    const Token v = own(row).draw(coin);
     logprob       = own_.log_probability(v);
     return v;
 }

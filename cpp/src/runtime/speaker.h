@@ -46,6 +46,9 @@ public:
     // A new text begins. keep_rows: room for this many rows.
     void begin(const Reading & reading, size_t keep_rows);
 
+    // Room for at least n rows from here on. Making room forgets the rows at hand.
+    void keep_rows(size_t n);
+
     // Evaluates the next block of the prompt; true when the row after the whole prompt is there. cached() is then the number
     // of prompt tokens that were not evaluated again.
     bool   prefill(const std::vector<Token> & prompt);
@@ -59,7 +62,10 @@ public:
     // has them at hand.
     void rows(const std::vector<Token> & context, size_t from);
 
-    // A draw from this model alone, over its own ids, by one coin (further tokens of a character).
+    // How this model speaks over its own ids (further tokens of a character). Valid until the next call.
+    const Distribution & own(const Row & row);
+
+    // A draw from it by one coin.
     Token draw_own(Row & row, double coin, double & logprob);
 
     // The same among the ids with ok; logprob is still that of the whole row. If none of them has mass, from the row masked

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kad_llama.cli import answer, chat, demo, inspect, output
+from kad_llama.cli import answer, chat, demo, explain, inspect, output, perplexity
 from kad_llama.cli import arguments as flags
 from kad_llama.errors import KadError
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    commands = {"inspect": _inspect, "rules": _rules}
+    commands = {"inspect": _inspect, "rules": _rules, "explain": _explain, "perplexity": _perplexity}
     try:
         return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _answer(argv)
     except SystemExit as leaving:  # argparse: after --help, and after a usage error
@@ -65,6 +65,29 @@ def _answer(argv: list[str]) -> int:
         command.error(f"{flag} is for one answer, and there is no prompt: use -p TEXT, -f FILE or a pipe")
     with answer.open_from(arguments) as kad:
         return chat.Chat(kad, arguments).run() if text is None else answer.one_answer(kad, text, arguments)
+
+
+def _explain(argv: list[str]) -> int:
+    command = flags.explain_parser()
+    arguments = command.parse_args(argv)
+    if arguments.version:
+        return _version()
+    if arguments.demo:
+        command.error("--demo answers; it explains nothing: use -m FILE and -a FILE")
+    flags.check(command, arguments)
+    return explain.run(arguments)
+
+
+def _perplexity(argv: list[str]) -> int:
+    command = flags.perplexity_parser()
+    arguments = command.parse_args(argv)
+    arguments.demo = arguments.raw = False
+    arguments.system = None
+    arguments.no_spec = arguments.rule == "base" and arguments.aligned is None  # then the base is measured alone
+    flags.check(command, arguments)
+    if arguments.ctx_size < 4:
+        command.error(f"-c {arguments.ctx_size}: a window has a first half and a second; expected at least 4 tokens")
+    return perplexity.run(arguments)
 
 
 def _inspect(argv: list[str]) -> int:

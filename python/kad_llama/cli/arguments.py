@@ -13,6 +13,8 @@ from kad_llama.cli.samplers import add_samplers, sampler_keywords
 USAGE = """\
 kad-llama -m BASE.gguf -a ALIGNED.gguf [-p TEXT | -f FILE] [options]
        kad-llama --demo [-p TEXT | -f FILE] [options]
+       kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]
+       kad-llama perplexity FILE -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama inspect -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama rules"""
 
@@ -20,6 +22,15 @@ DESCRIPTION = """\
 A large base model, aligned at inference time by a small aligned model.
 With no prompt on a terminal: an interactive chat. With -p, -f or piped standard input: one answer.
 The text goes to standard output, everything else to standard error."""
+
+EXPLAIN = """\
+Answer, and print a table of the tokens: the text, who said it (source), how likely the base (p) and the aligned model (q)
+were to say it, the probability that the aligned model speaks there (alpha), that of the token (pi), the probability that the
+base said it, and whether it was guessed right or corrected. "-" is what the rule does not have."""
+
+PERPLEXITY = """\
+How well the mixture (pi) and either model alone predict a text. The file is read in windows of -c tokens; the second half of
+each is scored after the first, as llama.cpp's own tool does. Bits per byte can be compared across vocabularies."""
 
 MAX_TOKENS = 256
 
@@ -41,7 +52,42 @@ def rule_temperature(text: str) -> float | str:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command itself."""
-    result = _new_parser("kad-llama", USAGE, DESCRIPTION)
+    return _answering(_new_parser("kad-llama", USAGE, DESCRIPTION))
+
+
+def explain_parser() -> argparse.ArgumentParser:
+    """The parser of `kad-llama explain`: the flags of an answer."""
+    return _answering(
+        _new_parser("kad-llama explain", "kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]", EXPLAIN)
+    )
+
+
+def perplexity_parser() -> argparse.ArgumentParser:
+    """The parser of `kad-llama perplexity`."""
+    result = _new_parser(
+        "kad-llama perplexity", "kad-llama perplexity FILE -m BASE.gguf -a ALIGNED.gguf [options]", PERPLEXITY
+    )
+    result.add_argument("file", metavar="FILE", help="a UTF-8 text, read as it stands")
+    _add_models(result)
+    _add_rule(result)
+    group = result.add_argument_group("how it is scored")
+    group.add_argument("--temp", type=float, default=1.0, metavar="X", help="temperature of each model (default 1.0)")
+    group.add_argument("--chunks", type=_positive, metavar="N", help="stop after N windows (default: the whole file)")
+    group.add_argument("--reproducible", action="store_true", help="rows as a reproducible run makes them")
+    _add_llama(result, 512)
+    group = result.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+    return result
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _answering(result: argparse.ArgumentParser) -> argparse.ArgumentParser:
     _add_models(result)
     _add_prompt(result)
     _add_sampling(result)
@@ -152,10 +198,10 @@ def _add_speed(result: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_llama(result: argparse.ArgumentParser) -> None:
+def _add_llama(result: argparse.ArgumentParser, n_ctx: int = 4096) -> None:
     group = result.add_argument_group("llama.cpp")
     group.add_argument(
-        "-c", "--ctx-size", type=int, default=4096, metavar="N", help="context in tokens, per model (default 4096)"
+        "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"context in tokens, per model (default {n_ctx})"
     )
     group.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: the physical cores)")
     group.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1 = all")

@@ -39,6 +39,17 @@ def error(text: str) -> None:
     note(f"kad-llama: error: {text}")
 
 
+def wants_color(color: str) -> bool:
+    """Whether to colour the aligned model's tokens: `auto` does on a terminal, unless NO_COLOR is set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return color == "always" or (color == "auto" and is_terminal(sys.stdout) and not plain)
+
+
+def in_color(text: str) -> str:
+    """A text of the aligned model's, coloured."""
+    return f"{_ALIGNED}{text}{_RESET}"
+
+
 class TextWriter:
     """Writes tokens to standard output as they come; colours the aligned model's if asked to.
 
@@ -49,8 +60,7 @@ class TextWriter:
     """
 
     def __init__(self, color: str) -> None:
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        self._colored = color == "always" or (color == "auto" and is_terminal(sys.stdout) and not plain)
+        self._colored = wants_color(color)
         self._ends_line = True
 
     def token(self, token: Token) -> None:
@@ -58,7 +68,7 @@ class TextWriter:
         if not token.text:
             return
         colored = self._colored and token.source == "aligned"
-        sys.stdout.write(f"{_ALIGNED}{token.text}{_RESET}" if colored else token.text)
+        sys.stdout.write(in_color(token.text) if colored else token.text)
         sys.stdout.flush()
         self._ends_line = token.text.endswith("\n")
 
@@ -83,6 +93,21 @@ def loading(what: str) -> Iterator[Callable[[float], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"loading {what}", total=1.0)
         yield lambda fraction: bar.update(task, completed=fraction)
+
+
+@contextmanager
+def working(what: str, total: float) -> Iterator[Callable[[float], None] | None]:
+    """A progress bar with the time left on standard error, told what is done of `total`; None when that is no terminal."""
+    if not is_terminal(sys.stderr):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=min(done, total))
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str], title: str = "") -> None:
