@@ -318,6 +318,9 @@ def test_json_is_one_object(engine: type[FakeEngine], capsys: pytest.CaptureFixt
         "base_share": None,
         "deferred_mass": 0.25,
         "guess": "none",
+        "base_logprob": None,
+        "aligned_logprob": None,
+        "ids": [5],
     }
     assert out["tokens"][1]["source"] == "aligned"
     assert out["stats"]["acceptance_rate"] == 0.75

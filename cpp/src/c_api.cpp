@@ -164,16 +164,34 @@ void take_prompt(Sequence & sequence, const Engine & engine, kad_role role, cons
     sequence.sides[role].context.assign(ids, ids + n);
 }
 
+// A model whose vocabulary has an end of generation, where ids are shared: the sets of ends may differ.
+kad_role role_with_end(const Engine & engine) {
+    kad_role speaking = KAD_ROLE_ALIGNED;
+    for (const kad_role role : ROLES) {
+        if (!engine.speaks(role)) continue;
+        speaking = role;
+        for (size_t id = 0; id < engine.model(role)->size(); ++id) {
+            if (engine.model(role)->kind(Token(id)) == TokenKind::End) return role;
+        }
+    }
+    return speaking;
+}
+
 // One state where ids are shared, else one for each vocabulary.
 void take_grammar(Sequence & sequence, const Engine & engine, const kad_sequence_params & params) {
     if (!params.grammar) return;
     const bool shared = engine.events().shared_ids();
     Constraint constraint(engine.events());
-    for (const kad_role role : ROLES) {
-        if (!engine.speaks(role)) continue;
-        constraint.add(role, make_grammar(*engine.model(role), params.grammar,
-                                          params.grammar_root ? params.grammar_root : "root", !shared));
-        if (shared) break;
+    const auto add = [&](kad_role role) {
+        const char * root = params.grammar_root ? params.grammar_root : "root";
+        constraint.add(role, make_grammar(*engine.model(role), params.grammar, root, !shared));
+    };
+    if (shared) {
+        add(role_with_end(engine));
+    } else {
+        for (const kad_role role : ROLES) {
+            if (engine.speaks(role)) add(role);
+        }
     }
     sequence.constraints.push_back(std::move(constraint));
 }
