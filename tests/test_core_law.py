@@ -67,7 +67,9 @@ def test_draw_by_hand(core: law.Core, entry: dict[str, Any]) -> None:
 def test_draw_equals_the_oracle(core: law.Core, size: int) -> None:
     """The same coins give the same outcome. A coin within 1e-13 of a step may fall either way: 1e-9 here in all."""
     generator = np.random.default_rng(size)
-    for k, (rule, threshold) in enumerate(law.RULES * 3):
+    # The oracle of rule exact tries every set; test_knapsack.py has its larger rows.
+    rules = [each for each in law.RULES if each[0] != "exact" or size <= 16]
+    for k, (rule, threshold) in enumerate(rules * 3):
         base, aligned, third = (4 * generator.random() * generator.standard_normal((3, size))).astype(np.float32)
         aligned[generator.random(size) < 0.3] = -np.inf
         aligned[generator.integers(size)] = 0

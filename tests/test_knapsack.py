@@ -185,6 +185,22 @@ def test_greedy_is_rule_primal(size: int, spread: float) -> None:
             assert knapsack(p, budget).value >= found.value * (1 - 1e-12)
 
 
+@pytest.mark.parametrize("size, rows", [(40, 200), (2048, 200), (262_144, 20)])
+def test_rule_exact_is_the_solver(size: int, rows: int) -> None:
+    """The rule's set, from logits: within the budget, and worth what the solver finds for the same probabilities."""
+    generator = np.random.default_rng(size)
+    for k in range(rows):
+        logits = (generator.uniform(0.5, 8) * generator.standard_normal(size)).astype(np.float32)
+        logits[generator.random(size) < 0.2 * (k % 2)] = -np.inf
+        budget = (0.9, 0.6, float(generator.random()))[k % 3]
+        p = reference.softmax(logits)
+        deferred = kad_llama.deferral(logits, logits, rule="exact", threshold=budget)
+        found = kad_llama.knapsack(p, budget)
+        assert p[deferred].sum() <= budget * (1 + 1e-9)
+        inside = p[deferred & (p > 0)]
+        assert -(inside * np.log(inside)).sum() == pytest.approx(found.value, rel=1e-9 + 2 * found.gap)
+
+
 def test_the_bound_of_greedy_is_the_relaxation() -> None:
     """By hand: of (.6, .3, .1) within .9, .1 and .3 are deferred whole, and .5 of .6."""
     found = knapsack([0.6, 0.3, 0.1], 0.9, method="greedy")

@@ -276,6 +276,18 @@ def character_check(core: law.Core) -> list[str]:
     return step.failures(core, [step.other_words(seed) for seed in range(12)], MODES[:2])
 
 
+def grammar_check(core: law.Core) -> list[str]:
+    """One vocabulary under a grammar, with and without samplers; temperature 0 leaves nothing allowed with mass."""
+    samplers = ({"top_k": 2}, {"penalty": 1.5}, {})
+    runs = [step.with_grammar(replace(step.same_words(seed), **samplers[seed % 3])) for seed in range(12)]
+    return step.failures(core, runs, MODES)
+
+
+def bytes_check(core: law.Core) -> list[str]:
+    """A grammar over two vocabularies: each model's state follows what the other said."""
+    return step.failures(core, [step.with_grammar(step.other_words(seed)) for seed in range(16)], MODES[:2])
+
+
 def saving_check(core: law.Core) -> list[str]:
     """A right guess saves a base pass: with d draws of which g were right guesses, at most d - g + 1 passes."""
     wrong = []
@@ -354,6 +366,57 @@ STEP_MUTANTS = [
         character_check,
     ),
     Mutant(
+        "a redraw by the draw's own coins",
+        (
+            (
+                "runtime/generator.cpp",
+                "const DrawCoins      coins(sequence.coins, sequence.events, PURPOSE_REDRAW);",
+                "const DrawCoins      coins(sequence.coins, sequence.events);",
+            ),
+        ),
+        grammar_check,
+    ),
+    Mutant(
+        "masked after the samplers instead of before",
+        (
+            (
+                "runtime/speaker.cpp",
+                "masked_  = row.own;",
+                "masked_ = row.shaped_own.empty() ? row.own : row.shaped_own;",
+            ),
+        ),
+        grammar_check,
+    ),
+    Mutant(
+        "a grammar that the guesses move",
+        (
+            ("runtime/generator.cpp", "Constraint next = states.back().clone();", "Constraint & next = states.back();"),
+            ("runtime/generator.cpp", "states.push_back(std::move(next));", "(void) next;"),
+        ),
+        grammar_check,
+    ),
+    Mutant(
+        "a sampler that sees the context of the round's first event",
+        (
+            (
+                "runtime/speaker.cpp",
+                "shape(tokens_.data(), row.length, event,",
+                "shape(tokens_.data(), n_prompt_, event,",
+            ),
+        ),
+        grammar_check,
+    ),
+    Mutant(
+        "the other model's grammar hears only the first token of a character",
+        (("runtime/constraint.cpp", "for (const Token id : ids) {", "for (const Token id : { ids[0] }) {"),),
+        bytes_check,
+    ),
+    Mutant(
+        "a refused token of a character drawn again by the same coin",
+        (("runtime/generator.cpp", "PURPOSE_CHARACTER_REDRAW + i", "PURPOSE_CHARACTER + i"),),
+        bytes_check,
+    ),
+    Mutant(
         "a cache that forgets the guesses before they are compared",
         (("runtime/generator.cpp", "speakers_[role]->rows(side.context, said);", "(void) said;"),),
         saving_check,
@@ -366,7 +429,7 @@ def step_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("step"), STEP_SOURCES, step.load)
 
 
-@pytest.mark.parametrize("check", [text_check, character_check, saving_check])
+@pytest.mark.parametrize("check", [text_check, character_check, grammar_check, bytes_check, saving_check])
 def test_step_checks_pass_without_a_mutant(step_workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(step_workshop.unmutated) == []
 
