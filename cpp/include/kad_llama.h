@@ -355,8 +355,8 @@ KAD_API kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * 
 KAD_API kad_status kad_tokenize(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes,
                                 int32_t parse_special, int32_t * ids, size_t capacity, size_t * n_ids);
 
-/* The same for text that goes on from a prompt, as scores and runs across vocabularies read it: no space is put before the first
- * word, special-token spellings are plain text, and invalid UTF-8 becomes U+FFFD. */
+/* The same for text that goes on from a prompt, as scores and runs across vocabularies read it: no space is put before the
+ * first word, special-token spellings are plain text, and invalid UTF-8 becomes U+FFFD. */
 KAD_API kad_status kad_tokenize_continuation(const kad_engine * engine, int32_t role, const char * text, size_t n_bytes,
                                              int32_t * ids, size_t capacity, size_t * n_ids);
 
@@ -491,23 +491,24 @@ typedef struct kad_score {
     double base_share;      /* P(base said it); NaN under implicit-reward */
 } kad_score;
 
-/* Scores a given text after the prompt of a sequence that was just opened: the numbers that a run with logprobs would give with
- * these events, before a grammar, under the samplers and the temperature of its params. Nothing is drawn. Rows are made many
- * to a pass, and each model evaluates each token once. Afterwards the sequence is ended; kad_sequence_stats() tells what it
- * took.
+/* Scores a given text after the prompt of a sequence that was just opened: the numbers that a run with logprobs would give
+ * with these events, before a grammar, under the samplers and the temperature of its params. Nothing is drawn. Rows are made
+ * many to a pass, and each model evaluates each token once. Afterwards the sequence is ended; kad_sequence_stats() tells
+ * what it took.
  *
  * ids: the events' ids one after the other. sources: of each event the kad_source in whose vocabulary its ids are; NULL = all
- * KAD_SOURCE_BASE (KAD_SOURCE_ALIGNED where no base runs). counts: ids per event, as kad_token.n_ids gave them; more than one
- * only where vocabularies differ, for a character made of several tokens: they add up to one score. With NULL every id has a
- * score of its own: the first token of such a character that of the event, a further one log p of the model that began it
- * (aligned_logprob and deferred_mass NaN; where the aligned model began it, base_logprob). out: n_events scores.
+ * KAD_SOURCE_BASE (KAD_SOURCE_ALIGNED where no base runs). counts: ids per event, as kad_token.n_ids gave them; more than
+ * one only where vocabularies differ, for a character made of several tokens: they add up to one score. With NULL every id
+ * has a score of its own: the first token of such a character that of the event, a further one log p of the model that began
+ * it (there the other model's log-probability and deferred_mass are NaN). out: n_events scores.
  *
- * An end of generation is scored as the one event that all of them are. Control tokens and tokens without bytes get -inf. Across
- * vocabularies neither adds to the text.
+ * An end of generation is scored as the one event that all of them are. Control tokens and tokens without bytes get -inf.
+ * Across vocabularies neither adds to the text.
  *
- * KAD_INVALID_ARGUMENT for ids out of range, counts that do not make events, or a grammar. KAD_CONTEXT_TOO_SMALL when prompt and
- * text exceed a context, in the models' own tokens (both numbers in the message). KAD_BAD_STATE after a step. These before
- * anything is evaluated. After KAD_INTERRUPTED or another failure `out` is untouched, the sequence ended, the engine usable. */
+ * KAD_INVALID_ARGUMENT for ids out of range, counts that do not make events, or a grammar. KAD_CONTEXT_TOO_SMALL when prompt
+ * and text exceed a context, in the models' own tokens (both numbers in the message). KAD_BAD_STATE after a step. These
+ * before anything is evaluated. After KAD_INTERRUPTED or another failure `out` is untouched, the sequence ended, and the
+ * engine usable. */
 KAD_API kad_status kad_sequence_score(kad_sequence * sequence, const int32_t * ids, const int32_t * counts,
                                       const int32_t * sources, size_t n_events, kad_score * out);
 
