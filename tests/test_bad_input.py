@@ -41,7 +41,7 @@ def kad(tiny_pair: tuple[Path, Path]) -> Iterator[KadLlama]:
 BIG = 10**400
 
 CONSTRUCTOR = [
-    ({"rule": "xyzzy"}, "xyzzy.*dual, primal, nudging, base, aligned"),
+    ({"rule": "xyzzy"}, "xyzzy.*dual, primal, exact, nudging.*base, aligned"),
     ({"rule": 5}, "5.*expected one of dual"),
     ({"rule": None}, "None.*expected one of dual"),
     ({"threshold": -0.01}, "threshold -0.01.*0 to 1"),
@@ -52,6 +52,17 @@ CONSTRUCTOR = [
     ({"rule": "base", "threshold": 0.4}, "threshold 0.4.*'base' has none"),
     ({"rule": "primal", "threshold": 2}, "threshold 2.*0 to 1"),
     ({"rule": "nudging", "threshold": -1}, "threshold -1.*0 to 1"),
+    ({"rule": "exact", "threshold": 1.01}, "threshold 1.01.*'exact'.*0 to 1"),
+    ({"rule": "bet", "threshold": -0.2}, "threshold -0.2.*'bet'.*0 to 1"),
+    ({"rule": "chow", "threshold": 2}, "threshold 2.*'chow'.*0 to 1"),
+    ({"rule": "diff", "threshold": -1.5}, "threshold -1.5.*'diff'.*-1 to 1"),
+    ({"rule": "opt", "threshold": 11}, "threshold 11.*'opt'.*0 to 10"),
+    ({"rule": "token-v1", "threshold": 1.2}, "threshold 1.2.*'token-v1'.*-1 to 1"),
+    ({"rule": "token-v3", "threshold": -0.1}, "threshold -0.1.*'token-v3'.*0 to 1"),
+    ({"rule": "implicit-reward"}, "reference is None.*'implicit-reward'.*needs"),
+    ({"rule": "implicit-reward", "rule_temperature": 0.5}, "rule_temperature is 0.5.*'implicit-reward'"),
+    ({"rule": "implicit-reward", "rule_temperature": "sampling"}, "rule_temperature is 'sampling'.*'implicit-reward'"),
+    ({"reference": "before.gguf"}, "reference is 'before.gguf'.*'dual'.*none"),
     ({"rule_temperature": 0}, "rule_temperature is 0.*> 0"),
     ({"rule_temperature": -1.0}, "rule_temperature is -1.0.*> 0"),
     ({"rule_temperature": float("inf")}, "rule_temperature is inf"),
@@ -139,6 +150,26 @@ def test_rules_without_their_model(tiny_pair: tuple[Path, Path]) -> None:
     for rule, pair in (("base", (None, aligned)), ("aligned", (base, None)), ("base", (None, None))):
         with pytest.raises(InvalidArgumentError, match=f"rule {rule} needs the"):
             KadLlama(*pair, rule=rule, n_ctx=32)
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_implicit_reward_needs_one_vocabulary(
+    tiny_pair: tuple[Path, Path], tiny_cross_pair: tuple[Path, Path], reproducible: bool
+) -> None:
+    """Refused from the vocabularies alone: nothing is loaded, measured or run."""
+    (base, aligned), other = tiny_pair, tiny_cross_pair[0]
+    seen: list[float] = []
+    for files, reference, whose in (((base, aligned), other, "reference"), ((other, aligned), base, "base")):
+        with pytest.raises(ModelError, match=f"implicit-reward needs one vocabulary.*the {whose} model.*{other.name}"):
+            KadLlama(
+                *files,
+                rule="implicit-reward",
+                reference=reference,
+                reproducible=reproducible,
+                n_ctx=32,
+                progress=seen.append,
+            )
+    assert seen == []
 
 
 def test_context_is_capped(tiny: Tiny) -> None:

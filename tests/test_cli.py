@@ -26,7 +26,8 @@ from kad_llama.settings import Settings
 
 FLAGS = shlex.split("""
 -h --help -m --model -a --aligned -p --prompt -f --file --system --raw --stop --demo
--n --max-tokens --temp --top-k --top-p --min-p -s --seed --rule --threshold --rule-temp --draft --no-spec --reproducible
+-n --max-tokens --temp --top-k --top-p --min-p -s --seed --rule --threshold -r --reference --rule-temp
+--draft --no-spec --reproducible
 -c --ctx-size -t --threads -ngl --n-gpu-layers -fa --flash-attn -ctk --cache-type-k -ctv --cache-type-v
 -b --batch-size -ub --ubatch-size --no-mmap --mlock
 -ngla -faa -ctka -ctva -ba -uba --no-mmapa --mlocka
@@ -109,6 +110,20 @@ def test_every_flag_reaches_the_engine(engine: type[FakeEngine]) -> None:
             },
         )
     ]
+
+
+def test_the_reference_reaches_the_engine(engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]) -> None:
+    line = "-p Hi --rule implicit-reward -r before.gguf -ctka q8_0"
+    assert main([*MODELS, *shlex.split(line)]) == 0
+    keywords = engine.made[0].keywords
+    assert (keywords["reference"], keywords["reference_params"]) == ("before.gguf", {"type_k": "q8_0"})
+    for wrong, words in (
+        ("-p Hi --rule implicit-reward", "-r FILE is missing"),
+        ("-p Hi -r before.gguf", "-r is for rule implicit-reward; rule dual uses no third model"),
+    ):
+        assert main([*MODELS, *shlex.split(wrong)]) == 2
+        assert words in capsys.readouterr().err
+    assert len(engine.made) == 1
 
 
 def test_sampler_flags_reach_the_engine(engine: type[FakeEngine]) -> None:

@@ -304,6 +304,11 @@ KAD_API kad_engine_params kad_engine_default_params(void);
  * KAD_INVALID_ARGUMENT, KAD_FILE_ERROR, KAD_MODEL_ERROR, KAD_OUT_OF_MEMORY (checked before loading, with figures),
  * KAD_LIBRARY_MISMATCH, KAD_INTERRUPTED (the progress function said so). */
 KAD_API kad_status kad_engine_open(const kad_engine_params * params, kad_engine ** out);
+
+/* What kad_engine_open() refuses before it loads any weights: values, files, memory, and vocabularies where the rule needs one
+ * for all. For hosts that do something costly first, such as kad_measure_passes(). The same results. */
+KAD_API kad_status kad_engine_check(const kad_engine_params * params);
+
 KAD_API void       kad_engine_close(kad_engine * engine); /* its sequences must be closed first */
 
 /* Stops the evaluation that is running, from any thread: the call in progress answers KAD_INTERRUPTED as soon as

@@ -276,6 +276,14 @@ kad_status kad_engine_open(const kad_engine_params * params, kad_engine ** out) 
     });
 }
 
+kad_status kad_engine_check(const kad_engine_params * params) {
+    return guarded([&] {
+        const kad_engine_params given = completed(params, kad_engine_default_params(), "params");
+        check_library();
+        Engine::check(engine_options(given));
+    });
+}
+
 void kad_engine_close(kad_engine * engine) { delete engine; }
 
 void kad_engine_cancel(kad_engine * engine) {

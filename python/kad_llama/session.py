@@ -211,22 +211,31 @@ class KadLlama:
         if RULES[rule].reference != (reference is not None):
             wanted = "needs reference=, the aligned model before its alignment" if reference is None else "uses none"
             raise InvalidArgumentError(f"reference is {reference!r}, but rule {rule!r} {wanted}")
-        for role, path, layers, given in models:
-            fields = fields_of(given, f"{role}_params")
-            if path is None:
-                continue
-            if reproducible and not (role == "base" and rule == "aligned"):
-                threads = params.n_threads
-                found = measure_passes(
-                    path, role, n_ctx=n_ctx, n_threads=threads, n_gpu_layers=layers, params=given, progress=progress
-                )
-                fields.setdefault("type_k", lib.kad_cache_type(found.type_k.encode()))
-                fields.setdefault("type_v", lib.kad_cache_type(found.type_v.encode()))
-                setattr(params, f"max_pass_{role}", found.max_pass)
-            alive += fill_model(getattr(params, role), path, layers, fields)
         # Rule aligned never asks the base: of a base that is named all the same, the vocabulary will do.
         self._asks_base = rule != "aligned"
         params.base.vocab_only = not self._asks_base
+        used = [(role, path, layers, given) for role, path, layers, given in models if path is not None]
+        for role, path, layers, given in used:
+            alive += fill_model(getattr(params, role), path, layers, fields_of(given, f"{role}_params"))
+        if reproducible:
+            check(lib.kad_engine_check(params))  # before models are run to be measured
+            for role, path, layers, given in used:
+                if role == "base" and not self._asks_base:
+                    continue
+                found = measure_passes(
+                    path,
+                    role,
+                    n_ctx=n_ctx,
+                    n_threads=params.n_threads,
+                    n_gpu_layers=layers,
+                    params=given,
+                    progress=progress,
+                )
+                fields = fields_of(given, f"{role}_params")
+                fields.setdefault("type_k", lib.kad_cache_type(found.type_k.encode()))
+                fields.setdefault("type_v", lib.kad_cache_type(found.type_v.encode()))
+                setattr(params, f"max_pass_{role}", found.max_pass)
+                alive += fill_model(getattr(params, role), path, layers, fields)
         self._engine = self._open(params, progress)
         del alive
         self._vocabularies: dict[str, _Vocabulary] = {}

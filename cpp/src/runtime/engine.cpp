@@ -108,20 +108,56 @@ static void check_memory(const EngineOptions & options, const kad_file_info * fi
     }
 }
 
-Engine::Engine(const EngineOptions & options) : options_(options) {
-    check_options(options);
+// Headers of all files, and the context that every model can have.
+struct Headers {
     kad_file_info files[ROLE_COUNT] = {};
-    uint64_t      n_ctx             = uint64_t(options.n_ctx);
-    for (const kad_role role : ROLES) {
-        if (options.models[role].path.empty()) continue;
-        files[role] = inspect_file(options.models[role].path);
-        if (!options.models[role].vocab_only && files[role].n_ctx_train)
-            n_ctx = std::min<uint64_t>(n_ctx, files[role].n_ctx_train);
+    uint64_t      n_ctx             = 0;
+
+    explicit Headers(const EngineOptions & options) : n_ctx(uint64_t(options.n_ctx)) {
+        for (const kad_role role : ROLES) {
+            if (options.models[role].path.empty()) continue;
+            files[role] = inspect_file(options.models[role].path);
+            if (!options.models[role].vocab_only && files[role].n_ctx_train)
+                n_ctx = std::min<uint64_t>(n_ctx, files[role].n_ctx_train);
+        }
     }
-    check_memory(options, files, n_ctx);
+};
+
+// implicit-reward multiplies three rows token by token: one vocabulary, or nothing.
+static void check_one_vocabulary(const EngineOptions & options) {
+    if (!rule_info(options.rule.kind).reference) return;
+    std::unique_ptr<LlamaModel> models[ROLE_COUNT];
+    for (const kad_role role : ROLES) {
+        ModelOptions words = options.models[role];
+        words.vocab_only   = true;
+        models[role]       = std::make_unique<LlamaModel>(words, role, options.verbose, nullptr);
+    }
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
+        const VocabularyComparison found = compare(*models[role], *models[KAD_ROLE_ALIGNED]);
+        if (found.equal) continue;
+        throw Error(KAD_MODEL_ERROR,
+                    std::string("rule ") + rule_info(options.rule.kind).name + " needs one vocabulary, but the " +
+                        role_name(role) + " model \"" + options.models[role].path + "\" and the aligned model \"" +
+                        options.models[KAD_ROLE_ALIGNED].path + "\" differ in " + std::to_string(found.n_differing) +
+                        " ids, the first is " + std::to_string(found.differing[0]) + "; use models of one family");
+    }
+}
+
+void Engine::check(const EngineOptions & options) {
+    check_options(options);
+    const Headers headers(options);
+    check_memory(options, headers.files, headers.n_ctx);
+    check_one_vocabulary(options);
+}
+
+Engine::Engine(const EngineOptions & options) : options_(options) {
+    check(options);
+    const Headers         headers(options);
+    const kad_file_info * files = headers.files;
+    const uint64_t        n_ctx = headers.n_ctx;
 
     double bytes = 0, before = 0; // of weights, for the progress
-    for (const kad_file_info & file : files) bytes += double(file.tensor_bytes);
+    for (const kad_file_info & file : headers.files) bytes += double(file.tensor_bytes);
 
     for (const kad_role role : ROLES) {
         if (options.models[role].path.empty()) continue;
@@ -134,7 +170,8 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         models_[role] = std::make_unique<LlamaModel>(options.models[role], role, options.verbose, progress);
         before += own;
     }
-    compare_vocabularies();
+    if (models_[KAD_ROLE_BASE] && models_[KAD_ROLE_ALIGNED])
+        comparison_ = compare(*models_[KAD_ROLE_BASE], *models_[KAD_ROLE_ALIGNED]);
 
     Settings settings;
 
@@ -172,22 +209,6 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
     events_    = std::make_unique<EventSpace>(vocabularies[KAD_ROLE_BASE], vocabularies[KAD_ROLE_ALIGNED],
                                               comparison_.equal, vocabularies[KAD_ROLE_REFERENCE]);
     generator_ = std::make_unique<Generator>(speaking, *events_, settings);
-}
-
-// implicit-reward multiplies three rows token by token: one vocabulary, or nothing.
-void Engine::compare_vocabularies() {
-    if (models_[KAD_ROLE_BASE] && models_[KAD_ROLE_ALIGNED])
-        comparison_ = compare(*models_[KAD_ROLE_BASE], *models_[KAD_ROLE_ALIGNED]);
-    if (!models_[KAD_ROLE_REFERENCE]) return;
-    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
-        const VocabularyComparison found = compare(*models_[role], *models_[KAD_ROLE_ALIGNED]);
-        if (found.equal) continue;
-        throw Error(KAD_MODEL_ERROR,
-                    std::string("rule ") + rule_info(options_.rule.kind).name + " needs one vocabulary, but the " +
-                        role_name(role) + " model \"" + options_.models[role].path + "\" and the aligned model \"" +
-                        options_.models[KAD_ROLE_ALIGNED].path + "\" differ in " + std::to_string(found.n_differing) +
-                        " ids, the first is " + std::to_string(found.differing[0]) + "; use models of one family");
-    }
 }
 
 PassInfo Engine::measure(const EngineOptions & options, kad_role role) {

@@ -24,6 +24,9 @@ struct EngineOptions {
 
 class Engine {
 public:
+    // Throws what can be known without weights: options, headers, memory and, where a rule needs one vocabulary, vocabularies.
+    static void check(const EngineOptions & options);
+
     explicit Engine(const EngineOptions & options);
 
     LlamaModel *                 model(kad_role role) { return models_[role].get(); }
@@ -50,8 +53,6 @@ private:
     std::unique_ptr<EventSpace> events_;
     std::unique_ptr<Generator>  generator_;
     int32_t                     max_pass_[ROLE_COUNT] = {};
-
-    void compare_vocabularies();
 };
 
 } // namespace kad

@@ -22,7 +22,7 @@ def open_engine(base: str | Path | None, aligned: str | Path | None, **keywords:
     """KadLlama with a progress bar."""
     from kad_llama.session import KadLlama
 
-    names = ", ".join(Path(p).name for p in (base, aligned, keywords.get("reference")) if p is not None)
+    names = " and ".join(Path(p).name for p in (base, aligned, keywords.get("reference")) if p is not None)
     with output.loading(names) as progress:
         return KadLlama(base, aligned, progress=progress, **keywords)
 

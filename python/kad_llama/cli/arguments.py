@@ -310,13 +310,15 @@ def llama_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def engine_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """All of KadLlama's keywords but the progress function."""
+    reference = {}
+    if arguments.reference:
+        reference = {"reference": arguments.reference, "reference_params": model_params(arguments, "_aligned") or None}
     return {
         "rule": arguments.rule,
         "threshold": arguments.threshold,
         "rule_temperature": arguments.rule_temp,
         "reproducible": arguments.reproducible,
-        "reference": arguments.reference,
-        "reference_params": (model_params(arguments, "_aligned") or None) if arguments.reference else None,
+        **reference,
         **llama_keywords(arguments),
     }
 
