@@ -142,7 +142,9 @@ def test_end_of_generation_inside_a_block(tiny: Tiny, draft: int) -> None:
     """Texts that a model ended after a right guess, and texts whose very end was guessed."""
     after_right = guessed = 0
     with instance(tiny, "llama") as kad:
-        for seed in range(40):
+        for seed in range(300):  # which of them end so depends on the machine's arithmetic
+            if after_right >= 3 and guessed >= 3:
+                break
             out = kad.generate("Tell me.", seed=seed, max_tokens=500, draft=draft)
             if out.finish_reason != "stop" or len(out.tokens) < 2:
                 continue

@@ -100,6 +100,7 @@ def test_counts_are_of_events(tiny: Tiny, base: str, aligned: str) -> None:
 
 @pytest.mark.parametrize(("base", "aligned"), COMBINATIONS, ids=NAMES)
 def test_a_full_context_ends_every_mode_at_one_event(tiny: Tiny, base: str, aligned: str) -> None:
+    full = 0
     for reproducible in (True, False):
         with instance(tiny, base, aligned, n_ctx=160, reproducible=reproducible) as kad:
             prompt = prompt_of(kad, 50)
@@ -109,8 +110,8 @@ def test_a_full_context_ends_every_mode_at_one_event(tiny: Tiny, base: str, alig
                     assert answer(plain) == answer(lazy)
                 if plain.finish_reason == "length":
                     assert 0 < plain.stats.tokens < 1000
-    # At least one text must have filled the context, and left no room in it.
-    assert plain.finish_reason == "length" or lazy.finish_reason == "length"
+                    full += 1
+    assert full > 0, "no text filled the context"
 
 
 def test_a_full_context_with_equal_vocabularies(tiny_pair: tuple[Path, Path]) -> None:

@@ -9,27 +9,26 @@
 
 namespace kad {
 
-static constexpr const char * KAD_PAPER      = "KAD (arXiv 2510.27017)";
-static constexpr const char * CASCADES_PAPER = "speculative cascades (arXiv 2405.19261)";
+static constexpr const char * KAD_PAPER      = "KAD, arXiv 2510.27017";
+static constexpr const char * CASCADES_PAPER = "speculative cascades, arXiv 2405.19261";
 
 // By kad_rule_kind. Name, formula, source; threshold, its range; lazy, exchanged, reference.
 static const kad_rule_info RULES[] = {
     { "dual", "S = {v : p(v) >= t}", KAD_PAPER, 0.4, 0, 1, 1, 0, 0 },
     { "primal", "S = smallest set of most probable tokens with mass >= 1 - t", KAD_PAPER, 0.9, 0, 1, 1, 0, 0 },
-    { "exact", "S = complement of the set D of mass <= t with the largest sum of -p log p", KAD_PAPER, 0.9, 0, 1, 1, 0,
+    { "exact", "S = complement of the set of mass <= t with the largest sum of -p log p", KAD_PAPER, 0.9, 0, 1, 1, 0,
       0 },
-    { "nudging", "S = everything if max p >= t, else nothing", "NUDGING (arXiv 2410.09300)", 0.4, 0, 1, 0, 0, 0 },
-    { "bet", "S = {v : p(v) >= max q - t}", "conservative confidence bet (arXiv 2604.16146)", 0.2, 0, 1, 0, 0, 0 },
+    { "nudging", "S = everything if max p >= t, else nothing", "NUDGING, arXiv 2410.09300", 0.4, 0, 1, 0, 0, 0 },
+    { "bet", "S = {v : p(v) >= max q - t}", "rejection criteria, arXiv 2604.16146", 0.2, 0, 1, 0, 0, 0 },
     { "chow", "S = nothing if max q >= 1 - t, else everything", CASCADES_PAPER, 0.5, 0, 1, 0, 0, 0 },
     { "diff", "S = nothing if max q >= max p - t, else everything", CASCADES_PAPER, 0, -1, 1, 0, 0, 0 },
     { "opt", "S = nothing if max q >= max p - t TV(p, q), else everything", CASCADES_PAPER, 0.5, 0, 10, 0, 0, 0 },
-    { "token-v1", "T = {v : q(v) >= max p - t}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
-    { "token-v2", "T = {v : p(v) >= max p - t}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
-    { "token-v3", "T = {v : p(v) >= (1 - t) max p}; pi = q on T + (1 - q(T)) p", CASCADES_PAPER, 0.5, 0, 1, 0, 1, 0 },
-    { "implicit-reward", "no set; pi proportional to p (q / r)^t", "proxy tuning (arXiv 2401.08565)", 1, 0, 10, 0, 0,
+    { "token-v1", "T = {v : q(v) >= max p - t}", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
+    { "token-v2", "T = {v : p(v) >= max p - t}", CASCADES_PAPER, 0, -1, 1, 0, 1, 0 },
+    { "token-v3", "T = {v : p(v) >= (1 - t) max p}", CASCADES_PAPER, 0.5, 0, 1, 0, 1, 0 },
+    { "implicit-reward", "no set; pi proportional to p (q / r)^t", "proxy tuning, arXiv 2401.08565", 1, 0, 10, 0, 0,
       1 },
-    { "base", "S = everything: pi = p", "the base alone (lossless speculative decoding when drafting)", 0, 0, 0, 0, 0,
-      0 },
+    { "base", "S = everything: pi = p", "speculative sampling, arXiv 2211.17192", 0, 0, 0, 0, 0, 0 },
     { "aligned", "S = nothing: pi = q", "the aligned model alone", 0, 0, 0, 0, 0, 0 },
 };
 

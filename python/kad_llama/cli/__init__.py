@@ -112,7 +112,11 @@ def _rules(argv: list[str]) -> int:
         ]
         for rule in RULES.values()
     ]
-    output.table(rows, ["rule", "what the base keeps", "threshold", "range", "source"])
+    output.table(rows, ["rule", "what is kept", "t", "range", "source"])
+    print(
+        "\nt is --threshold. p: base, q: aligned, r: reference model. The base keeps S: pi = p on S, + (1 - p(S)) q.\n"
+        "The aligned model keeps T, and the base gets the rest: pi = q on T, + (1 - q(T)) p."
+    )
     return 0
 
 
