@@ -6,19 +6,22 @@ Seeds are fixed; over machines and versions each of the 4 fits here fails with p
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
 from real import STORY, answer, first_end, fit
 
 from kad_llama import KadLlama, reference
-from kad_llama.errors import InvalidArgumentError
+from kad_llama.errors import InvalidArgumentError, NotANumberError
 
 SEEDS = 3000
 PROMPT = "The people of the town went to the market."
@@ -249,6 +252,48 @@ def test_stop_strings_and_max_tokens(pairs: dict[str, KadLlama]) -> None:
         assert stopped > 1 and cut > 1
 
 
+@pytest.mark.parametrize("rule", ["dual", "base", "aligned", "token-v1", "implicit-reward"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_end_that_is_banned(tiny: Callable[..., Path], rule: str, temperature: float) -> None:
+    """The grammar leaves nothing but the end and a bias bans it: every mode says the sentence, then why it cannot go on."""
+    third = tiny("llama", noise=0.2, noise_seed=7) if rule == "implicit-reward" else None
+    files = tiny("llama"), tiny("llama", noise=0.3, chat_template=True)
+    grammar = 'root ::= ("ab" | "cd" | " the")+ "x"'
+    with KadLlama(*files, rule=rule, reference=third, n_ctx=512, n_threads=1, reproducible=True) as kad:
+        for seed in range(3):
+            said = set()
+            for keywords in MODES.values():
+                with pytest.raises(NotANumberError, match="no model has a token that the grammar allows") as raised:
+                    kad.generate(
+                        PROMPT,
+                        grammar=grammar,
+                        seed=seed,
+                        temperature=temperature,
+                        logit_bias={"<|im_end|>": -math.inf, "x": 20.0},
+                        **keywords,
+                    )
+                said.add(raised.value.partial.text)  # type: ignore[attr-defined]
+            assert len(said) == 1 and re.fullmatch("(ab|cd| the)+x", said.pop())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ends_that_one_model_alone_has(tiny: Callable[..., Path], tmp_path: Path, temperature: float) -> None:
+    """All ends stand at the lowest, which may be an ordinary token of the model whose grammar is asked."""
+    aligned = tmp_path / "aligned.gguf"
+    shutil.copy(tiny("llama", noise=0.3, chat_template=True), aligned)
+    file = gguf.GGUFReader(aligned, "r+")
+    end = file.fields["tokenizer.ggml.eos_token_id"]
+    end.parts[end.data[0]][0] = 2  # a byte in the base
+    del file, end
+    with KadLlama(tiny("llama"), aligned, n_ctx=512, n_threads=1) as kad:
+        assert kad.vocab.equal
+        for keywords in MODES.values():
+            out = kad.generate(
+                PROMPT, grammar='root ::= "ab" | "cde"', seed=3, temperature=temperature, max_tokens=20, **keywords
+            )
+            assert (out.text, out.finish_reason) in {("ab", "stop"), ("cde", "stop")}
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_grammar_that_allows_what_is_said_changes_nothing(pairs: dict[str, KadLlama], pair: str) -> None:
     """The same text in the same passes: while guesses are legal, a grammar costs no evaluation."""
@@ -370,6 +415,22 @@ def test_a_schema_that_cannot_be_kept_is_an_error(pairs: dict[str, KadLlama]) ->
         else:
             wrong.append(f"{schema!r}: said {out.text!r}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("schema", [{"const": "é😀語"}, {"enum": [{"😀": ["é", "🎉"]}]}])
+def test_literals_beyond_ascii(pairs: dict[str, KadLlama], schema: dict[str, Any]) -> None:
+    for kad in pairs.values():
+        out = kad.generate(PROMPT, json_schema=schema, seed=1, max_tokens=60)
+        assert out.finish_reason == "stop" and json.loads(out.text) == schema.get("const", schema.get("enum", [0])[0])
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\\b", 'a"b', "\x01", "\ud83d"])
+def test_literals_that_json_escapes_are_refused(pairs: dict[str, KadLlama], text: str) -> None:
+    """The converter's grammar for them would be of text that is no JSON."""
+    literals: list[dict[str, Any]] = [{"const": text}, {"enum": [1, [text]]}, {"const": {text: 1}}]
+    for schema in (*literals, {"type": "object", "properties": {text: {"type": "null"}}}):
+        with pytest.raises(InvalidArgumentError, match="would misspell"):
+            pairs["tiny_pair"].generate(PROMPT, json_schema=schema, seed=1)
 
 
 def test_both_are_refused(pairs: dict[str, KadLlama]) -> None:

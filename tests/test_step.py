@@ -62,6 +62,20 @@ def test_grammars_over_two_vocabularies(core: law.Core) -> None:
     assert step.failures(core, runs, [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []
 
 
+def test_a_guess_that_goes_wrong_is_no_error(core: law.Core) -> None:
+    """Where the text never goes the aligned model has no numbers: guesses end there, and the text stands."""
+    runs = []
+    for seed in range(20):
+        run = step.same_words(seed)
+        base, aligned = run.base.rows.copy(), run.aligned.rows.copy()
+        base[:, :, 1] = -np.inf  # never said by the base, often guessed
+        aligned[:, :, 1] = aligned.max()
+        aligned[:, 1, :] = np.nan
+        runs.append(replace(run, base=replace(run.base, rows=base), aligned=replace(run.aligned, rows=aligned)))
+    # Of rule base the oracle asks for rows where the text goes alone; at temperature 0 too.
+    assert step.failures(core, runs, [(step.PLAIN, 3), *SPECULATIVE], [("base", 0.0)]) == []
+
+
 def test_another_text_number_is_another_text(core: law.Core) -> None:
     run = replace(step.same_words(3), text_number=2**63 + 5)
     assert step.failures(core, [run], [(step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 3)]) == []

@@ -136,6 +136,17 @@ def test_large_logits_do_not_swallow_the_threshold(core: law.Core, rule: str, ke
     assert np.flatnonzero(case.decision.kept).tolist() == kept
 
 
+@pytest.mark.parametrize("rule", ["dual", "primal", "exact", "bet", "opt", "token-v1"])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300, 1.7e308])
+def test_rule_temperatures_at_the_ends_of_what_a_double_holds(core: law.Core, rule: str, temperature: float) -> None:
+    """Cooled to one token or warmed to equal ones, impossible tokens among them: pi is a distribution."""
+    rng = np.random.default_rng(0)
+    p, q = rng.normal(0, 3, (2, 2000)).astype(np.float32)
+    p[::3] = q[1::7] = -np.inf
+    pi = law.mixture(core, law.Case(p, q, rule, rule_temperature=temperature))
+    assert np.all(pi >= 0) and pi.sum() == pytest.approx(1, abs=1e-9)
+
+
 def test_beta_0_is_the_base_where_all_can_speak(core: law.Core) -> None:
     base = law.logits([0.5, 0.25, 0.125, 0.125, 0.0])
     aligned, third = law.logits([0.0, 0.5, 0.25, 0.125, 0.125]), law.logits([0.25] * 4 + [0.0])

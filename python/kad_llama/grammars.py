@@ -85,8 +85,15 @@ def _from_schema(schema: object) -> str:
         reason = str(error) or type(error).__name__
         raise InvalidArgumentError(f"json_schema cannot be made into a grammar: {reason}") from None
     text = re.sub(r'^char ::= \[\^"\\\\\]', lambda _: f"char ::= {_PLAIN}", text, flags=re.MULTILINE)
+    # Literals hold what json.dumps() escapes: of a character beyond U+FFFF a pair of surrogates, which nothing can say.
+    text = re.sub(r"\\u(d[89ab]..)\\u(d[c-f]..)", _character, text)
     text = re.sub(r"^dot ::= .*$", lambda _: f"dot ::= {_PLAIN}", text, flags=re.MULTILINE)
     return _encodable("json_schema", text)
+
+
+def _character(pair: re.Match[str]) -> str:
+    """Return the character that a pair of surrogates, in hexadecimal, stands for."""
+    return b"".join(int(half, 16).to_bytes(2, "big") for half in pair.groups()).decode("utf-16-be")
 
 
 def _load(schema: object) -> Mapping[str, Any]:
@@ -148,6 +155,34 @@ def _check_part(part: Mapping[str, Any]) -> None:
         raise InvalidArgumentError(f"{where}: 'required' names {missing[0]!r}, which 'properties' lacks")
     if "pattern" in part:
         _check_pattern(part["pattern"])
+    for name in ("const", "enum", "properties"):
+        value = part.get(name)
+        names = list(value) if name == "properties" and isinstance(value, Mapping) else value
+        for string in _strings(names):
+            _check_literal(name, string)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings of a JSON value, names included."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, Mapping):
+            waiting += [*item, *item.values()]
+
+
+def _check_literal(name: str, string: str) -> None:
+    """The converter takes JSON's own escapes for GBNF's: what it would write is no JSON."""
+    bad = re.search('["\\\\\x00-\x1f\ud800-\udfff]', string)
+    if bad:
+        raise InvalidArgumentError(
+            f"json_schema: {name} has {string!r} with {bad.group()!r}, which llama.cpp's converter would misspell; expected "
+            "text without quotes, backslashes, control characters and lone surrogates"
+        )
 
 
 def _check_pattern(pattern: object) -> None:

@@ -114,7 +114,7 @@ struct Bins {
         }
         high             = *std::max_element(top, top + LANES);
         lowest           = *std::min_element(bottom, bottom + LANES);
-        const double low = std::max(lowest, high - REACH * temperature);
+        const double low = std::max(lowest, high - std::min(REACH * temperature, double(FLT_MAX)));
         scale            = std::min(double(BINS) / (high - low), DBL_MAX); // finite, as 0 * inf would be NaN
     }
 

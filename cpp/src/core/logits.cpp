@@ -121,6 +121,10 @@ float check_logits(const float * logits, size_t n, const char * who) {
     return max;
 }
 
+bool possible(const float * logits, size_t n) {
+    return std::any_of(logits, logits + n, [](float logit) { return logit > -INFINITY; });
+}
+
 void Distribution::set(const float * logits, size_t n, double temperature, const char * who) {
     max_     = check_logits(logits, n, who);
     logits_  = logits;

@@ -14,6 +14,9 @@ namespace kad {
 // Throws KAD_NOT_A_NUMBER unless every logit is finite or -inf, and one is finite; the message begins with `who`. Gives the largest.
 float check_logits(const float * logits, size_t n, const char * who);
 
+// Is any token of these logits possible?
+bool possible(const float * logits, size_t n);
+
 class Distribution {
 public:
     static constexpr size_t BLOCK = 512;

@@ -62,7 +62,9 @@ void Constraint::allowed(const std::vector<uint8_t> & ask, std::vector<uint8_t> 
         ids.assign(events_->row_size(role), 0);
         for (size_t e = 0; e < answers_.size(); ++e) {
             const Token id = events_->id(role, Token(e));
-            if (ask[e] && answers_[e] == Unknown && id >= 0 && !events_->ends(Token(e))) ids[size_t(id)] = 1;
+            // Where ids are shared, all ends are at the lowest, which need be no end of this vocabulary's own.
+            if (ask[e] && answers_[e] == Unknown && id >= 0 && !events_->ends(events_->event(role, id)))
+                ids[size_t(id)] = 1;
         }
         const std::vector<uint8_t> asked = ids;
         grammars_[role]->restrict(ids.data(), ids.size());

@@ -184,7 +184,7 @@ void Generator::guess(Sequence & sequence, size_t n) {
     try {
         for (size_t i = 0; i < n; ++i) {
             const Token x = guess_one(sequence, i);
-            if (x < 0) break; // nothing that the aligned model could say is allowed
+            if (x < 0) break; // the aligned model has nothing to say there
             guesses_.push_back(x);
             if (events_.ends(x)) break;
             side.context.push_back(x);
@@ -206,13 +206,18 @@ static std::vector<uint8_t> support(const Distribution & row) {
     return possible;
 }
 
-Token Generator::guess_one(Sequence & sequence, size_t i) {
+// -1 for no guess. Guesses may go where the text never does: a row that cannot be drawn from is the draw's to report, should
+// the text come there.
+Token Generator::guess_one(Sequence & sequence, size_t i) try {
     const uint64_t event = sequence.events + i;
     Row &          row   = this->row(sequence, KAD_ROLE_ALIGNED, i);
     const Token    x     = row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL));
     if (sequence.constraints.empty() || sequence.constraints.back().allows(x)) return x;
     const double coin = sequence.coins(event, PURPOSE_REDRAW);
     return allowed_draw(sequence.constraints.back(), KAD_ROLE_ALIGNED, row, coin);
+} catch (const Error & error) {
+    if (error.status != KAD_NOT_A_NUMBER) throw;
+    return -1;
 }
 
 // One pass over all guesses, of the base and of the reference: the rows after the text and after each guess.
@@ -297,29 +302,29 @@ void Generator::decide_kept(Sequence & sequence) {
 
 // pi at this position; decide_kept() comes first.
 void Generator::mix(Sequence & sequence) {
-    if (is_joint()) return mix_joint(sequence, nullptr);
+    if (is_joint()) return mix_joint(sequence, joint_logits(sequence, nullptr));
     const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
     pi_.emplace(row(sequence, KAD_ROLE_BASE).spoken, q, kept_, rule_info(settings_.rule.kind).exchanged != 0);
 }
 
-// pi of implicit-reward: a row of its own, which the base's chain shapes; with ok, masked before that.
-void Generator::mix_joint(Sequence & sequence, const std::vector<uint8_t> * ok) {
+// Log pi of implicit-reward: a row of its own, which the base's chain shapes; with ok, masked before that.
+const float * Generator::joint_logits(Sequence & sequence, const std::vector<uint8_t> * ok) {
     const Side & side = sequence.sides[KAD_ROLE_BASE];
-    const Row &  q    = row(sequence, KAD_ROLE_ALIGNED);
-    implicit_reward(row(sequence, KAD_ROLE_BASE).own.data(), q.own.data(), row(sequence, KAD_ROLE_REFERENCE).own.data(),
-                    events_.size(), settings_.rule.threshold, joint_row_);
+    implicit_reward(row(sequence, KAD_ROLE_BASE).own.data(), row(sequence, KAD_ROLE_ALIGNED).own.data(),
+                    row(sequence, KAD_ROLE_REFERENCE).own.data(), events_.size(), settings_.rule.threshold, joint_row_);
     for (size_t i = 0; ok && i < joint_row_.size(); ++i) {
         if (!(*ok)[i]) joint_row_[i] = -INFINITY;
     }
-    const float * spoken = joint_row_.data();
-    if (side.shaper) {
-        joint_shaped_.resize(joint_row_.size());
-        side.shaper->shape(side.context.data(), side.context.size(), sequence.events, spoken, joint_shaped_.data(),
-                           joint_row_.size());
-        spoken = joint_shaped_.data();
-    }
-    joint_.set(spoken, joint_row_.size(), sequence.temperature, "log pi of rule implicit-reward");
-    pi_.emplace(joint_, q.spoken);
+    if (!side.shaper || !possible(joint_row_.data(), joint_row_.size())) return joint_row_.data();
+    joint_shaped_.resize(joint_row_.size());
+    side.shaper->shape(side.context.data(), side.context.size(), sequence.events, joint_row_.data(),
+                       joint_shaped_.data(), joint_row_.size());
+    return joint_shaped_.data();
+}
+
+void Generator::mix_joint(Sequence & sequence, const float * logits) {
+    joint_.set(logits, joint_row_.size(), sequence.temperature, "log pi of rule implicit-reward");
+    pi_.emplace(joint_, row(sequence, KAD_ROLE_ALIGNED).spoken);
 }
 
 // The log-probabilities of an event under pi_, before a grammar.
@@ -349,8 +354,10 @@ void Generator::advance_constraint(Sequence & sequence, const Said & said, bool 
 }
 
 Error Generator::nothing_allowed(const Sequence & sequence) const {
-    return Error(KAD_NOT_A_NUMBER, "after " + std::to_string(sequence.events) +
-                                       " tokens no model has a token that the grammar allows; check the grammar");
+    return Error(KAD_NOT_A_NUMBER,
+                 "after " + std::to_string(sequence.events) +
+                     " tokens no model has a token that the grammar allows and logit_bias does not ban; "
+                     "check both");
 }
 
 // The outcome was refused: redraw among the tokens that have any mass; without any allowed mass, both models choose again.
@@ -394,18 +401,17 @@ Outcome Generator::draw_restricted(Sequence & sequence, Said & said, const std::
 // The same for implicit-reward: log pi and the proposal's row, masked before their chains.
 Outcome Generator::draw_joint_restricted(Sequence & sequence, const std::vector<uint8_t> & ok,
                                          const DrawCoins & coins) {
-    Distribution q;
-    const bool   aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
-    bool         joint_can   = false;
-    for (size_t i = 0; i < ok.size(); ++i) joint_can = joint_can || (ok[i] && joint_row_[i] > -INFINITY);
+    Distribution  q;
+    const bool    aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
+    const float * joint       = joint_logits(sequence, &ok);
+    const bool    joint_can   = possible(joint, joint_row_.size());
     if (!aligned_can && !joint_can) throw nothing_allowed(sequence);
-    if (!joint_can) return { q.draw(coins.proposal), KAD_SOURCE_JOINT };
-    mix_joint(sequence, &ok);
     Outcome outcome = { -1, KAD_SOURCE_JOINT };
-    if (aligned_can) {
+    if (joint_can) mix_joint(sequence, joint);
+    if (joint_can && aligned_can) {
         outcome = draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
     } else {
-        outcome.token = joint_.draw(coins.residual);
+        outcome.token = joint_can ? joint_.draw(coins.residual) : q.draw(coins.proposal);
     }
     mix(sequence); // what describe() speaks of
     return outcome;

@@ -75,13 +75,14 @@ private:
     Token  guess_one(Sequence & sequence, size_t i);
     void   score(Sequence & sequence);
 
-    Token draw_event(Sequence & sequence, Said & said);
-    Token draw_alone(Sequence & sequence, Said & said, kad_role role);
-    void  decide_kept(Sequence & sequence);
-    void  mix(Sequence & sequence);
-    void  mix_joint(Sequence & sequence, const std::vector<uint8_t> * ok);
-    void  describe(Sequence & sequence, Token event, Said & said);
-    void  describe_alone(const Distribution & spoken, kad_role role, Token event, Said & said);
+    Token         draw_event(Sequence & sequence, Said & said);
+    Token         draw_alone(Sequence & sequence, Said & said, kad_role role);
+    void          decide_kept(Sequence & sequence);
+    void          mix(Sequence & sequence);
+    const float * joint_logits(Sequence & sequence, const std::vector<uint8_t> * ok);
+    void          mix_joint(Sequence & sequence, const float * logits);
+    void          describe(Sequence & sequence, Token event, Said & said);
+    void          describe_alone(const Distribution & spoken, kad_role role, Token event, Said & said);
 
     Constraint * constraint(Sequence & sequence) const;
     void         advance_constraint(Sequence & sequence, const Said & said, bool guessed_right);

@@ -192,21 +192,20 @@ Token Speaker::draw_own(Row & row, double coin, double & logprob) {
     return v;
 }
 
-// masked_: the own row with only ids of ok_ids left, after the samplers; false when none is left.
+// masked_: the own row with only ids of ok_ids left, after the samplers; false when none is left: a bias may ban what the
+// grammar allows.
 bool Speaker::mask(const Row & row, const std::vector<uint8_t> & ok_ids) {
-    bool any = false;
-    masked_  = row.own;
+    masked_ = row.own;
     for (size_t i = 0; i < masked_.size(); ++i) {
         if (!ok_ids[i]) masked_[i] = -INFINITY;
-        any = any || masked_[i] > -INFINITY;
     }
-    if (any && reading_.shaper) {
+    if (reading_.shaper && possible(masked_.data(), masked_.size())) {
         masked_shaped_.resize(masked_.size());
         reading_.shaper->shape(tokens_.data(), row.length, row.event, masked_.data(), masked_shaped_.data(),
                                masked_.size());
         masked_.swap(masked_shaped_);
     }
-    return any;
+    return possible(masked_.data(), masked_.size());
 }
 
 Token Speaker::draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, double coin, double & logprob) {
