@@ -478,3 +478,8 @@ def test_progress_that_raises(small: Path) -> None:
         closed = KadLlama(small, None, rule="base", n_ctx=32, n_threads=1)
         closed.close()
         closed.generate("x")
+
+
+def test_rows_of_different_lengths() -> None:
+    with pytest.raises(InvalidArgumentError, match="aligned_logits is no array"):
+        mixture([[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0]])

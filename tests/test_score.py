@@ -473,3 +473,13 @@ def test_signature_shows_what_it_takes() -> None:
     shown = inspect.signature(KadLlama.score).parameters
     assert {"prompt", "completion", "temperature", "top_k", "xtc_probability", "seed"} <= set(shown)
     assert not {"max_tokens", "stop", "draft", "grammar", "logprobs"} & set(shown)
+
+
+def test_a_generation_of_other_models(tiny_cross_pair: tuple[Path, Path], tiny_pair: tuple[Path, Path]) -> None:
+    with KadLlama(*tiny_pair, n_ctx=128, n_threads=1) as kad:
+        out = kad.generate("Tell me.", max_tokens=20, seed=1)
+    with (
+        KadLlama(*tiny_cross_pair, n_ctx=128, n_threads=1) as other,
+        pytest.raises(InvalidArgumentError, match="token .* of the Generation .* the models that wrote it"),
+    ):
+        other.score("Tell me.", out)

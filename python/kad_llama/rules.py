@@ -108,7 +108,10 @@ def _rows(**given: ArrayLike) -> list[NDArray[np.float32]]:
     """Rows of logits of one shape, by name."""
     rows = []
     for name, logits in given.items():
-        array = np.asarray(logits)
+        try:
+            array = np.asarray(logits)
+        except ValueError as error:  # rows of different lengths
+            raise InvalidArgumentError(f"{name} is no array: {error}; expected shape (V,) or (N, V)") from None
         if array.dtype.kind not in "fiu":
             raise InvalidArgumentError(f"{name} has dtype {array.dtype}; expected float32 logits")
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the core refuses

@@ -108,6 +108,13 @@ def read_completion(kad: KadLlama, completion: str | Generation) -> Completion:
     """Return the entries of a text, or the events of a `Generation` with the ids that it was made of."""
     if isinstance(completion, Generation):
         tokens = completion.tokens
+        for i, token in enumerate(tokens):
+            role = "aligned" if token.source == "aligned" and not kad.vocab.equal else kad._speaking_role
+            if b"".join(kad.token_bytes(each, role=role) for each in token.ids) != token.bytes:
+                raise InvalidArgumentError(
+                    f"token {i} of the Generation has ids {list(token.ids)} and bytes {token.bytes!r}, which are not one in "
+                    f"the {role} model's vocabulary; score it with the models that wrote it"
+                )
         sources = None if kad.vocab.equal else [_SOURCES[token.source] for token in tokens]
         return Completion([token.ids for token in tokens], [token.bytes for token in tokens], True, sources)
     if not isinstance(completion, str):

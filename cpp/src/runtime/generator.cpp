@@ -125,6 +125,7 @@ void Generator::step(Sequence & sequence) {
         throw failure;
     }
     if (sequence.finish != KAD_FINISH_NONE) return;
+    if (sequence.lost) throw *sequence.lost;
     if (!sequence.prefilled) {
         prefill(sequence);
         sequence.prompt_s += took();
@@ -350,7 +351,12 @@ void Generator::advance_constraint(Sequence & sequence, const Said & said, bool 
         return;
     }
     const kad_role role = said.source == KAD_SOURCE_BASE ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    constraint(sequence)->accept(role, said.ids);
+    try {
+        constraint(sequence)->accept(role, said.ids);
+    } catch (const Error & error) {
+        sequence.lost = error; // one vocabulary's state may have moved and not the other's
+        throw;
+    }
 }
 
 Error Generator::nothing_allowed(const Sequence & sequence) const {

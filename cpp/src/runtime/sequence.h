@@ -60,6 +60,7 @@ struct Sequence {
     bool                 prefilled = false;
     std::deque<Said>     said;    // not yet handed out
     std::optional<Error> failure; // to be reported once `said` is handed out
+    std::optional<Error> lost;    // after which no step can go on: the grammar could not follow the text
 
     int    drafted = 0, accepted = 0, aligned_tokens = 0;
     double alpha_sum = 0, prompt_s = 0, generate_s = 0;
