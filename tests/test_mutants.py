@@ -381,7 +381,7 @@ STEP_MUTANTS = [
         (
             (
                 "runtime/speaker.cpp",
-                "masked_  = row.own;",
+                "masked_ = row.own;",
                 "masked_ = row.shaped_own.empty() ? row.own : row.shaped_own;",
             ),
         ),

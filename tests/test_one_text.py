@@ -40,8 +40,6 @@ LOOKING_BACK: dict[str, Any] = {
 }
 EVERY_RULE: dict[str, dict[str, Any]] = {
     "samplers": LOOKING_BACK | {"temperature": 0.8},
-    "samplers, best": LOOKING_BACK | {"temperature": 0.0},
-    "grammar": {"grammar": GRAMMAR},
     "grammar, best": {"grammar": GRAMMAR, "temperature": 0.0},
     "both": LOOKING_BACK | {"grammar": GRAMMAR, "temperature": 0.9},
 }
@@ -95,8 +93,7 @@ def same_in(kad: KadLlama, prompt: Any, modes: dict[str, dict[str, Any]], **keyw
 # prompt reused that was evaluated in other passes; a lazy run that catches up with the wrong tokens.
 
 
-@pytest.mark.parametrize("n_prompt", [24, 600])
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize(("temperature", "n_prompt"), [(0.0, 24), (0.7, 100), (1.0, 600)])
 @pytest.mark.parametrize("rule", RULES_HERE)
 def test_modes_say_the_same(opened: Open, rule: str, temperature: float, n_prompt: int) -> None:
     kad = opened(rule)
