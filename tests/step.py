@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from kad_llama import reference
 
 HARNESS = law.ROOT / "tests/cpp/table_models.cpp"
-SOURCES = [f"runtime/{name}.cpp" for name in ("constraint", "generator", "sequence", "speaker", "text_bridge", "utf8")]
+SOURCES = [
+    f"runtime/{name}.cpp"
+    for name in ("constraint", "generator", "redraw", "sequence", "speaker", "text_bridge", "utf8")
+]
 SPECULATIVE, LAZY, PLAIN = 0, 1, 2
 END = b"<end>"
 

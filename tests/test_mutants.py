@@ -369,7 +369,7 @@ STEP_MUTANTS = [
         "a redraw by the draw's own coins",
         (
             (
-                "runtime/generator.cpp",
+                "runtime/redraw.cpp",
                 "const DrawCoins      coins(sequence.coins, sequence.events, PURPOSE_REDRAW);",
                 "const DrawCoins      coins(sequence.coins, sequence.events);",
             ),

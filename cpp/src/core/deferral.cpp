@@ -92,7 +92,7 @@ struct Candidates {
     double              before = 0; // the mass of the tokens that come before all of these
 
     explicit Candidates(const Distribution & p) : logits(p.logits()), n(p.size()), mass(p.size()) {
-        p.probabilities(logits, n, mass.data());
+        p.probabilities(mass.data());
     }
     Token id(size_t k) const { return ids.empty() ? Token(k) : ids[k]; }
 };

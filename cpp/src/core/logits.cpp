@@ -172,12 +172,6 @@ double Distribution::log_probability(Token v) const {
     return (double(logits_[v]) - double(max_)) * inverse_ - log_total_;
 }
 
-void Distribution::probabilities(const float * logits, size_t n, double * out) const {
-    weights(logits, n, max_, inverse_, out);
-    const double share = 1 / total_;
-    for (size_t i = 0; i < n; ++i) out[i] *= share;
-}
-
 size_t Distribution::clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const {
     const size_t at = b * BLOCK, length = std::min(BLOCK, n_ - at);
     if (one_hot_ || q.one_hot_) {

@@ -34,9 +34,6 @@ public:
     void   probabilities(double * out) const; // probability() of every token, out[size()]
     double log_probability(Token v) const;
 
-    // The probabilities of n logits taken from this row, into out. For temperatures above 0.
-    void probabilities(const float * logits, size_t n, double * out) const;
-
     // Inverse distribution function: the lowest token whose cumulative sum exceeds the coin in [0, 1); if none does by
     // rounding, the last token of non-zero probability. Never a token of probability zero.
     Token draw(double coin) const;

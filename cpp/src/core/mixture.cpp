@@ -102,9 +102,10 @@ Token Mixture::draw_row_residual(double coin) const {
         total += sums[b]    = lane_sum(terms, length);
     }
     if (!(total > 0)) return most_probable();
-    // The coin is below 1 and the sums run in one order, so one block exceeds the target. Inside it the order differs from
-    // the lanes': by rounding no token may exceed it, then the last one with mass.
-    const double target = coin * total;
+    // The coin is below 1 and the sums run in one order, so one block exceeds the target; where a subnormal total rounds the
+    // product up to itself, the first does. Inside it the order differs from the lanes': by rounding no token may exceed it,
+    // then the last one with mass.
+    const double target = coin * total < total ? coin * total : 0;
     double       sum    = 0;
     size_t       b      = 0;
     while (!(sum + sums[b] > target)) sum += sums[b++];
