@@ -320,6 +320,12 @@ def same_words(seed: int) -> Run:
     return Run(table(LETTERS, 2 * seed), table(LETTERS, 2 * seed + 1), seed=seed)
 
 
+def many_words(seed: int) -> Run:
+    """Enough of them that a redraw has several tokens to correct to."""
+    words = (*(bytes([byte]) for byte in b"abcdefghijkl"), END)
+    return Run(table(words, 2 * seed), table(words, 2 * seed + 1), seed=seed)
+
+
 def other_words(seed: int) -> Run:
     return Run(table(BASE_WORDS, 2 * seed), table(ALIGNED_WORDS, 2 * seed + 1), seed=seed)
 

@@ -283,6 +283,11 @@ def grammar_check(core: law.Core) -> list[str]:
     return step.failures(core, runs, MODES)
 
 
+def correction_check(core: law.Core) -> list[str]:
+    """More words, so that a redraw corrects to one of several."""
+    return step.failures(core, [step.with_grammar(step.many_words(seed)) for seed in range(12)], MODES[:1])
+
+
 def bytes_check(core: law.Core) -> list[str]:
     """A grammar over two vocabularies: each model's state follows what the other said."""
     return step.failures(core, [step.with_grammar(step.other_words(seed)) for seed in range(16)], MODES[:2])
@@ -377,6 +382,11 @@ STEP_MUTANTS = [
         grammar_check,
     ),
     Mutant(
+        "a redraw's residual of laws that are not normalised",
+        (("core/draw.cpp", "target[i] * q - proposal[i] * z)", "target[i] * q - proposal[i])"),),
+        correction_check,
+    ),
+    Mutant(
         "masked after the samplers instead of before",
         (
             (
@@ -429,7 +439,9 @@ def step_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("step"), STEP_SOURCES, step.load)
 
 
-@pytest.mark.parametrize("check", [text_check, character_check, grammar_check, bytes_check, saving_check])
+@pytest.mark.parametrize(
+    "check", [text_check, character_check, grammar_check, correction_check, bytes_check, saving_check]
+)
 def test_step_checks_pass_without_a_mutant(step_workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(step_workshop.unmutated) == []
 

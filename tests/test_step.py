@@ -56,6 +56,12 @@ def test_grammars_over_one_vocabulary(core: law.Core) -> None:
     assert step.failures(core, runs, modes) == []
 
 
+def test_corrections_under_a_grammar(core: law.Core) -> None:
+    """A redraw that turns its proposal down corrects to one of several tokens, by the residual of the restricted laws."""
+    runs = [step.with_grammar(step.many_words(seed)) for seed in range(12)]
+    assert step.failures(core, runs, [(step.PLAIN, 3), (step.SPECULATIVE, 3)]) == []
+
+
 def test_grammars_over_two_vocabularies(core: law.Core) -> None:
     """Bytes that one model says move the other's grammar; characters are finished as the grammar allows."""
     runs = [step.with_grammar(step.other_words(seed)) for seed in range(40)]
