@@ -125,7 +125,13 @@ bool possible(const float * logits, size_t n) {
     return std::any_of(logits, logits + n, [](float logit) { return logit > -INFINITY; });
 }
 
-void Distribution::set(const float * logits, size_t n, double temperature, const char * who) {
+void Distribution::set(const float * logits, size_t n, double temperature, const char * who, const Support * support) {
+    if (support) {
+        dense_.assign(support->n_events, -INFINITY);
+        for (size_t i = 0; i < n; ++i) dense_[support->events.empty() ? i : size_t(support->events[i])] = logits[i];
+        logits = dense_.data();
+        n      = support->n_events;
+    }
     max_     = check_logits(logits, n, who);
     logits_  = logits;
     n_       = n;

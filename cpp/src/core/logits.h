@@ -17,6 +17,12 @@ float check_logits(const float * logits, size_t n, const char * who);
 // Is any token of these logits possible?
 bool possible(const float * logits, size_t n);
 
+struct Support {
+    size_t             n_events = 0;
+    std::vector<Token> events;
+    std::vector<Token> entry_of;
+};
+
 class Distribution {
 public:
     static constexpr size_t BLOCK = 512;
@@ -24,7 +30,8 @@ public:
     // Reads n logits at a temperature >= 0. The logits must outlive this object; -inf is probability zero. Temperature 0
     // is one-hot at the best token, ties to the lowest id.
     // Throws KAD_NOT_A_NUMBER on NaN, +inf, or a row of nothing but -inf; `who` names the row in the message.
-    void set(const float * logits, size_t n, double temperature, const char * who);
+    void set(const float * logits, size_t n, double temperature, const char * who, const Support * support = nullptr);
+    std::vector<float> dense_;
 
     size_t size() const { return n_; }
     Token  top() const { return top_; }

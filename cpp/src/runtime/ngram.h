@@ -1,0 +1,5 @@
+#pragma once
+#include "../core/notation.h"
+namespace kad {
+class NGramTable {};
+} // namespace kad
