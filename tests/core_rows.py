@@ -28,10 +28,15 @@ def load(library: Path) -> law.Core:
     return core
 
 
-def build(folder: Path, *flags: str) -> law.Core:
-    """The core and the harness, compiled with further flags."""
-    objects = law.compile_objects([*SOURCES, HARNESS], INCLUDE, folder, flags)
-    return load(law.link(objects, folder / "core_rows.so"))
+def build(folder: Path, ways: dict[str, Sequence[str]]) -> dict[str, law.Core]:
+    """The core and the harness, by the names of the ways in which kernels.cpp is compiled: further flags of each."""
+    kernels = law.ROOT / "cpp/src/core/kernels.cpp"
+    others = law.compile_objects([s for s in [*SOURCES, HARNESS] if s != kernels], INCLUDE, folder)
+    cores = {}
+    for name, flags in ways.items():
+        own = law.compile_objects([kernels], INCLUDE, folder / name, flags)
+        cores[name] = load(law.link([*others, *own], folder / name / "core_rows.so"))
+    return cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +126,11 @@ def draw(core: law.Core, pair: Pair, coins: NDArray[np.float64]) -> NDArray[np.i
 def allocations(core: law.Core, pair: Pair, coins: NDArray[np.float64]) -> int:
     given, _keep = struct(core, pair)
     return int(core.lib.rows_allocations(given, law.pointer(core, coins, "double *"), len(coins)))
+
+
+def total(core: law.Core, row: law.Row32, temperature: float) -> float:
+    """The normaliser, relative to the largest logit."""
+    return float(core.lib.rows_total(law.floats(core, row), row.size, temperature))
 
 
 def exp_minus(core: law.Core, y: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,7 +43,8 @@ int32_t rows_draw(const rows_pair * pair, const double * coins, size_t n_draws, 
 // A row's normaliser relative to its largest logit, and exp(-y) as the core has it.
 double rows_total(const float * logits, size_t n, double temperature);
 void   rows_exp(const double * y, size_t n, double * out);
-// Calls of operator new in n_draws draws, each of which reads the pair anew, after two to warm up. -1: not counted here.
+// Calls of operator new in n_draws draws, each of which reads the pair anew, after they were all made once to warm up. -1 when
+// that did not count any: the replacement is not in use.
 int64_t rows_allocations(const rows_pair * pair, const double * coins, size_t n_draws);
 /* rows: end */
 }
@@ -108,7 +109,7 @@ int64_t calls_of_new = 0;
 
 } // namespace
 
-#ifdef ROWS_COUNT_NEW
+// Replaced for this library: malloc and free as ever, and counted.
 void * operator new(std::size_t size) {
     ++calls_of_new;
     if (void * memory = std::malloc(size)) return memory;
@@ -116,7 +117,6 @@ void * operator new(std::size_t size) {
 }
 void operator delete(void * memory) noexcept { std::free(memory); }
 void operator delete(void * memory, std::size_t) noexcept { std::free(memory); }
-#endif
 
 int32_t rows_read(const rows_pair * pair, rows_law * out) {
     return guarded([&] {
@@ -155,15 +155,14 @@ void rows_exp(const double * y, size_t n, double * out) {
 }
 
 int64_t rows_allocations(const rows_pair * pair, const double * coins, size_t n_draws) {
-#ifndef ROWS_COUNT_NEW
-    return -1;
-#endif
-    Pair    at(*pair);
-    int64_t before = 0;
-    for (size_t i = 0; i < 2 + n_draws; ++i) {
-        if (i == 2) before = calls_of_new;
-        const size_t turn = i < 2 ? i : i - 2;
-        draw_once(at.read(*pair), coins + 4 * turn);
-    }
-    return calls_of_new - before;
+    calls_of_new = 0;
+    Pair       at(*pair);
+    const auto draw_all = [&] {
+        for (size_t i = 0; i < n_draws; ++i) draw_once(at.read(*pair), coins + 4 * i);
+    };
+    draw_all();
+    if (!calls_of_new) return -1;
+    calls_of_new = 0;
+    draw_all();
+    return calls_of_new;
 }

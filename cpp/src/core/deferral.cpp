@@ -47,17 +47,31 @@ bool KeptSet::contains(Token v) const {
     return std::binary_search(ids.begin(), ids.end(), v);
 }
 
-// Entries that pass a test which, with a logit, every larger one passes. Only blocks whose largest passes are read.
-template <class Test, class Visit>
-static void for_each_entry(const Distribution & row, const Test & passes, const Visit & visit) {
+// Appends the entries that pass, without a branch for each: many may, here and there. Where any entry of a block passes, `above`
+// must hold of its largest logit: blocks of which it does not are not read.
+template <class Above, class Passes>
+static void append(const Distribution & row, const Above & above, const Passes & passes, std::vector<Token> & entries) {
     const std::vector<float> & maxima = row.block_maxima();
     for (size_t b = 0; b < maxima.size(); ++b) {
-        if (!passes(maxima[b])) continue;
-        const size_t end = std::min(row.entries(), (b + 1) * Distribution::BLOCK);
-        for (size_t i = b * Distribution::BLOCK; i < end; ++i) {
-            if (passes(row.logits()[i])) visit(i);
+        if (!above(maxima[b])) continue;
+        const size_t begin = b * Distribution::BLOCK, end = std::min(row.entries(), begin + Distribution::BLOCK);
+        size_t       count = entries.size();
+        entries.resize(count + (end - begin));
+        for (size_t i = begin; i < end; ++i) {
+            entries[count] = Token(i);
+            count += size_t(passes(row.logits()[i], Token(i)));
         }
+        entries.resize(count);
     }
+}
+
+// Keeps the tokens of those entries.
+template <class Above, class Passes>
+static void keep(const Distribution & row, const Above & above, const Passes & passes, KeptSet & kept) {
+    kept.ids.clear();
+    append(row, above, passes, kept.ids);
+    for (Token & v : kept.ids) v = row.event(size_t(v));
+    kept.some();
 }
 
 // {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included. What lies within
@@ -65,11 +79,9 @@ static void for_each_entry(const Distribution & row, const Test & passes, const 
 // A subtraction rounds monotonely: where a block's largest logit does not reach the threshold, nothing in it does.
 static void keep_at_least(const Distribution & row, double threshold, KeptSet & kept) {
     if (threshold <= 0) return kept.everything();
-    kept.ids.clear();
     const double best = row.largest(), reach = row.reach(std::log(threshold) - 1e-13);
-    const auto   reaches = [&](float logit) { return double(logit) - best >= reach; };
-    for_each_entry(row, reaches, [&](size_t i) { kept.ids.push_back(row.event(i)); });
-    kept.some();
+    const auto   reaches = [&](float logit, Token = 0) { return double(logit) - best >= reach; };
+    keep(row, reaches, reaches, kept);
 }
 
 static double best(const Distribution & row) { return row.probability(row.top()); }
@@ -105,13 +117,13 @@ struct Candidates {
     size_t              n      = 0;
     std::vector<double> mass;
     std::vector<float>  own_logits; // as `listed` is, of what is listed
-    std::vector<size_t> listed;     // empty for the whole row
+    std::vector<Token>  listed;     // empty for the whole row
     double              before = 0; // the mass of the tokens that come before all of these
     std::vector<double> bins;
     std::vector<size_t> order;
     std::vector<float>  best; // of blocks
 
-    size_t entry(size_t k) const { return listed.empty() ? k : listed[k]; }
+    size_t entry(size_t k) const { return listed.empty() ? k : size_t(listed[k]); }
 };
 
 // A logit that the critical token does not lie below (step 1); -inf where the best tokens of all blocks have not the mass.
@@ -132,24 +144,18 @@ static float lowest_needed(const Distribution & p, double wanted, std::vector<fl
 static void collect(const Distribution & p, float lowest, Candidates & c) {
     c.before = 0;
     c.listed.clear();
-    c.own_logits.clear();
-    if (lowest == -INFINITY) {
-        c.mass.resize(p.entries());
-        p.weights(c.mass.data());
-        c.logits = p.logits();
-        c.n      = p.entries();
-        return;
+    c.logits = p.logits();
+    c.n      = p.entries();
+    if (lowest > -INFINITY) {
+        const auto above = [&](float logit, Token = 0) { return logit >= lowest; };
+        append(p, above, above, c.listed);
+        c.n = c.listed.size();
+        c.own_logits.resize(c.n);
+        for (size_t k = 0; k < c.n; ++k) c.own_logits[k] = p.logits()[c.listed[k]];
+        c.logits = c.own_logits.data();
     }
-    c.mass.clear();
-    for_each_entry(
-        p, [&](float logit) { return logit >= lowest; },
-        [&](size_t i) {
-            c.listed.push_back(i);
-            c.own_logits.push_back(p.logits()[i]);
-            c.mass.push_back(p.weight(p.logits()[i]));
-        });
-    c.logits = c.own_logits.data();
-    c.n      = c.listed.size();
+    c.mass.resize(c.n);
+    p.weights(c.logits, c.n, c.mass.data());
 }
 
 // The intervals of one level.
@@ -203,7 +209,7 @@ static void narrow(const Bins & bins, size_t bin, Candidates & c) {
         if (bins.of(c.logits[k]) != bin) continue;
         c.mass[left]       = c.mass[k];
         c.own_logits[left] = c.logits[k];
-        c.listed[left]     = whole ? k : c.listed[k];
+        c.listed[left]     = whole ? Token(k) : c.listed[k];
         ++left;
     }
     c.listed.resize(left);
@@ -250,13 +256,9 @@ void keep_primal(const Distribution & p, double budget, KeptSet & kept) {
     const size_t critical = critical_entry(p, 1 - budget);
     if (critical == SIZE_MAX) return kept.everything();
     const float last = p.logits()[critical];
-    kept.ids.clear();
-    for_each_entry(
+    keep(
         p, [&](float logit) { return logit >= last; },
-        [&](size_t i) {
-            if (p.logits()[i] > last || i <= critical) kept.ids.push_back(p.event(i));
-        });
-    kept.some();
+        [&](float logit, Token i) { return (logit > last) | ((logit == last) & (size_t(i) <= critical)); }, kept);
 }
 
 void keep_nudging(const Distribution & p, double gamma, KeptSet & kept) {

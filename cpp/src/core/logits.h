@@ -63,7 +63,9 @@ public:
 
     // exp((logit - largest) / T), for temperatures > 0: probabilities before they are divided by total().
     double weight(float logit) const { return exp_minus((double(max_) - double(logit)) * inverse_); }
-    void   weights(double * out) const { kad::weights(logits_, n_, max_, inverse_, 1, out); } // out[entries()]
+    void   weights(const float * logits, size_t n, double * out) const {
+        kad::weights(logits, n, max_, inverse_, 1, out);
+    }
     double total() const { return total_; }
 
     // ---- By blocks of BLOCK tokens ----
