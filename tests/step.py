@@ -191,8 +191,11 @@ def write_texts(
     c_run.n_texts, c_run.n_slots, c_run.ngram = n, slots, int(ngram)
     events, results = ffi.new("table_event[]", n * run.max_tokens), ffi.new("table_result[]", n)
     law.check(core, core.lib.table_write(c_run, events, run.max_tokens, results))
-    first = [i * run.max_tokens for i in range(n)]
-    return [(events[at : at + result.n_events], result) for at, result in zip(first, results, strict=True)]
+    counts = [ffi.new("table_result *", result) for result in results]  # copies: the arrays end here
+    return [
+        ([ffi.new("table_event *", events[i * run.max_tokens + k]) for k in range(count.n_events)], count)
+        for i, count in enumerate(counts)
+    ]
 
 
 # ---- The oracle ------------------------------------------------------------------------------------------------------
