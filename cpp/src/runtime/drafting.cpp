@@ -41,7 +41,7 @@ void Generator::begin_round(Sequence & sequence, size_t n_texts) {
     }
     const size_t room = room_for_guesses(sequence);
     if (sequence.mode == KAD_MODE_SPECULATIVE) now.plan = { Plan::Drafter::Aligned, room };
-    if (sequence.mode == KAD_MODE_AUTO) plan_round(sequence, room, n_texts);
+    if (sequence.pacer) plan_round(sequence, room, n_texts);
     if (now.plan.drafter == Plan::Drafter::NGram) take_table_guesses(sequence);
     now.drafting = now.plan.drafter == Plan::Drafter::Aligned && now.plan.guesses > 0;
 }
@@ -230,10 +230,79 @@ bool Generator::wants_rows(Sequence & sequence) {
 }
 
 // ---- Pacing -----------------------------------------------------------------------------------------------------------
-void Generator::plan_round(Sequence & s, size_t room, size_t) {
-    s.now.plan = { s.events % 3 ? Plan::Drafter::Aligned : Plan::Drafter::None, room };
+
+void Generator::start_pacing(Sequence & sequence) const {
+    const auto & reference = stages_[KAD_ROLE_REFERENCE];
+    if (!stages_[KAD_ROLE_BASE] || !stages_[KAD_ROLE_ALIGNED]) return;
+    sequence.pacer = std::make_unique<Pacer>(stages_[KAD_ROLE_BASE]->times, stages_[KAD_ROLE_ALIGNED]->times,
+                                             reference ? &reference->times : nullptr);
+    // The aligned model's prompt: with one vocabulary both have the same.
+    for (const Token id : sequence.sides[KAD_ROLE_ALIGNED].context) {
+        const bool known = size_t(id) < events_.row_size(KAD_ROLE_ALIGNED);
+        sequence.table.append(known ? events_.event(KAD_ROLE_ALIGNED, id) : NGramTable::NOTHING);
+    }
 }
-void Generator::take_table_guesses(Sequence &) {}
-void Generator::start_table(Sequence &) const {}
-void Generator::pace(Sequence &, Token, const Said &) {}
+
+void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
+    Round &    now = sequence.now;
+    PaceLimits limits;
+    limits.guesses = room;
+    limits.lazy    = !needs_both(sequence);
+    limits.texts   = n_texts;
+    sequence.table.guess(std::max<size_t>(room, 1), now.table);
+    classes_.clear();
+    for (const NGramTable::Guess & guess : now.table) {
+        // A table does not know how a character goes on that it has only the first token of.
+        const bool whole = events_.shared_ids() || events_.ends(guess.event) || !unfinished(events_.bytes(guess.event));
+        if (!sequence.ngram || !whole || !sequence.constraints.empty()) break;
+        classes_.push_back(guess.match);
+    }
+    now.plan     = sequence.pacer->plan(limits, classes_);
+    now.passes_s = passes_seconds(sequence);
+}
+
+void Generator::take_table_guesses(Sequence & sequence) {
+    Round & now = sequence.now;
+    for (size_t i = 0; i < now.plan.guesses && i < now.table.size(); ++i) {
+        const Token event = now.table[i].event;
+        if (!add_guess(sequence, { event, events_.bytes(event), -1 })) return;
+    }
+}
+
+double Generator::passes_seconds(const Sequence & sequence) const {
+    double seconds = 0;
+    for (const kad_role role : ROLES) {
+        if (sequence.sides[role].active) seconds += speaker(sequence, role).count.seconds;
+    }
+    return seconds;
+}
+
+// What the round's event teaches the pacer and the table.
+void Generator::pace(Sequence & sequence, Token event, const Said & said) {
+    Round &    now = sequence.now;
+    PacedEvent seen;
+    const bool drafted = now.plan.drafter == Plan::Drafter::Aligned && now.said < now.guesses.size();
+    if (drafted || now.proposal >= 0) {
+        const bool same = drafted ? said.guess == 1 : now.proposal == event;
+        seen.aligned    = same ? PacedEvent::Agreement::Yes : PacedEvent::Agreement::No;
+        seen.confidence = drafted ? now.guesses[now.said].confidence : -1;
+    }
+    seen.by_base = said.source == KAD_SOURCE_BASE;
+    seen.needed  = now.proposal >= 0;
+    if (now.said > 0) sequence.table.guess(1, now.table);
+    if (!now.table.empty()) {
+        seen.table       = now.table[0].match;
+        seen.table_right = now.table[0].event == event;
+    }
+    sequence.pacer->said(seen);
+    sequence.table.append(event);
+}
+
+// After a round: what it took outside passes.
+void Generator::end_round(Sequence & sequence, double seconds) {
+    if (!sequence.pacer) return;
+    const Round & now = sequence.now;
+    sequence.pacer->drew(seconds - (passes_seconds(sequence) - now.passes_s), now.guesses.size() + now.said);
+}
+
 } // namespace kad

@@ -149,7 +149,7 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         const bool drafts = role == KAD_ROLE_ALIGNED && sequence.draft > 0;
         speaker(sequence, role).begin(reading, rows_kept(sequence), drafts);
     }
-    if (sequence.mode == KAD_MODE_AUTO) start_table(sequence);
+    if (sequence.mode == KAD_MODE_AUTO) start_pacing(sequence);
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
 }
 
@@ -243,7 +243,11 @@ void Generator::step(const Texts & texts) {
     if (ready.empty()) return;
     const auto start = Clock::now();
     round(ready);
-    for (Sequence * sequence : ready) sequence->generate_s += since(start);
+    const double seconds = since(start);
+    for (Sequence * sequence : ready) {
+        sequence->generate_s += seconds;
+        end_round(*sequence, seconds);
+    }
 }
 
 // One round: events t, t+1, ... as long as the guesses are right. Each is drawn with its own coins from its own rows, so

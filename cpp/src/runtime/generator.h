@@ -80,7 +80,8 @@ private:
     Distribution                    joint_;
     std::optional<Mixture>          pi_; // of the position at hand
     std::vector<float>              restricted_[ROLE_COUNT];
-    std::vector<std::vector<Token>> paths_; // contexts after each guess
+    std::vector<std::vector<Token>> paths_;   // contexts after each guess
+    std::vector<int>                classes_; // of the n-gram table's guesses
 
     bool      is_joint() const { return rule_info(settings_.rule.kind).reference != 0; }
     Speaker & speaker(const Sequence & sequence, kad_role role) const { return stages_[role]->speaker(sequence.slot); }
@@ -91,7 +92,6 @@ private:
     void   limit_draft(Sequence & sequence, kad_mode wanted, size_t draft) const;
     size_t choose_slot(const Sequence & sequence) const;
     void   take_slot(Sequence & sequence);
-    void   start_table(Sequence & sequence) const;
 
     void prefill(const Texts & texts);
     bool prefill(Sequence & sequence);
@@ -113,7 +113,10 @@ private:
     size_t lay_paths(const Sequence & sequence, Side & side, size_t n);
     Want   want(Sequence & sequence, kad_role role);
     bool   wants_rows(Sequence & sequence);
+    void   start_pacing(Sequence & sequence) const;
+    double passes_seconds(const Sequence & sequence) const;
     void   pace(Sequence & sequence, Token event, const Said & said);
+    void   end_round(Sequence & sequence, double seconds);
 
     void          draw(const Texts & texts);
     bool          draw_on(Sequence & sequence);

@@ -59,8 +59,9 @@ struct Round {
     size_t             said     = 0;     // events of this round
     KeptSet            kept;             // S (or T) at the next event, once it is decided
     bool               decided  = false;
-    Token              proposal = -1; // the aligned model's own draw at the last event, -1 where it was not asked
-    std::vector<Token> table;         // what the n-gram table would guess, for its record
+    Token              proposal = -1;     // the aligned model's own draw at the last event, -1 where it was not asked
+    double             passes_s = 0;      // evaluation of this text before the round
+    std::vector<NGramTable::Guess> table; // what the n-gram table would guess
 };
 
 struct Sequence {

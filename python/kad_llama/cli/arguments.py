@@ -50,6 +50,16 @@ def rule_temperature(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a number or 'sampling'") from None
 
 
+def draft(text: str) -> int | str:
+    """The value of --draft: a number, or the word `auto`."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number or 'auto'") from None
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command itself."""
     return _answering(_new_parser("kad-llama", USAGE, DESCRIPTION))
@@ -188,8 +198,13 @@ def _add_rule(result: argparse.ArgumentParser) -> None:
 def _add_speed(result: argparse.ArgumentParser) -> None:
     group = result.add_argument_group("how it runs")
     group.add_argument(
-        "--draft", type=int, default=3, metavar="N", help="tokens guessed ahead (default 3); 0 = lazy, no guesses"
+        "--draft",
+        type=draft,
+        default="auto",
+        metavar="N|auto",
+        help="tokens guessed ahead; 0 = lazy, no guesses; auto = chosen at every round (default)",
     )
+    group.add_argument("--no-ngram", action="store_true", help="with --draft auto: guesses of the aligned model alone")
     group.add_argument(
         "--no-spec", action="store_true", help="plain: both models at every token; with --rule base, the base alone"
     )
@@ -335,6 +350,7 @@ def answer_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "stop": arguments.stop,
         "draft": arguments.draft,
+        "ngram": not arguments.no_ngram,
         "spec": not arguments.no_spec,
         "raw": arguments.raw,
     }
