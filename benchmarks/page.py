@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,12 +103,7 @@ def _about(store: Store, kind: str) -> str:
     for cells in store.cells.values():
         for name, cell in cells.items():
             if name == kind or (kind.endswith("k=N") and name.startswith(start)):
-                drawn = name.rpartition("=")[2] if name != kind else ""
-                for spelling in ("n-max ", "draft="):
-                    cell_about = cell.about.replace(spelling + drawn, spelling + "N") if drawn else cell.about
-                    if cell_about != cell.about:
-                        return cell_about
-                return cell.about
+                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about)
     return ""
 
 
@@ -170,13 +166,11 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
 
 
 def _own_bars(group: Group, cells: dict[str, Cell]) -> list[tuple[str, str, str, str]]:
-    """auto against the bound and against the best fixed setting."""
+    """auto against the bound."""
     where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
     lines = []
     if found and cells[AUTO].runs:
         lines.append(_bar(f"{where}the bound ({found[1]})", cells[AUTO].speed / found[0], 0.9))
-    for name, measured in results.halves(cells):
-        lines.append(_bar(f"{where}{name}, chosen on the other half", measured, 0.92))
     return lines
 
 
@@ -192,7 +186,12 @@ FACTS = {
 
 def _fact_bars(store: Store) -> list[tuple[str, str, str, str]]:
     facts = {name: value for table in store.tables.values() for name, value in table["facts"].items()}
-    return [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
+    paced = [
+        _bar(f"{name.removeprefix('pacing ')}: auto / the best fixed setting, chosen on the other half", value, 0.92)
+        for name, value in facts.items()
+        if name.startswith("pacing ")
+    ]
+    return paced + [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
 
 
 # ---- Groups -----------------------------------------------------------------------------------------------------------

@@ -50,12 +50,17 @@ OUTSIDE_LENGTHS = {
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is measured: tokens per run, positions per cell, rounds that try every length of an outside program."""
+    """How much is measured.
+
+    Tokens per run, positions per cell, rounds that try every length of an outside program, threads, and who runs in every
+    round as long as anybody does ("" for nobody).
+    """
 
     tokens: int
     positions: int
     scout: int
     threads: int
+    reference: str = BASE
 
 
 def names(given: str, rule: str, pair: str) -> list[str]:
@@ -80,7 +85,8 @@ def lacking(cells: dict[str, Cell], wanted: Sequence[str], amount: Amount) -> li
         retired = program in OUTSIDE and len(cell.runs) >= amount.scout and results.best(cells, program) != name
         if not (cell.refused or retired or enough):
             found.append(name)
-    return found if not found or BASE in found else [BASE, *found]
+    lead = amount.reference
+    return [lead, *(name for name in found if name != lead)] if found and lead else found
 
 
 @contextlib.contextmanager
@@ -179,6 +185,11 @@ def run(given: argparse.Namespace) -> None:
         for group in groups:
             store.group(group).pop(name, None)
     plan: Plan = {group: names(given.candidates, group.rule, group.pair) for group in groups}
+    measure_all(store, plan, amount)
+
+
+def measure_all(store: Store, plan: Plan, amount: Amount) -> None:
+    """Every group, with a bar that shows the time left."""
     with progress_bar() as progress:
         task = progress.add_task("", total=None)
         for group, wanted in plan.items():
@@ -197,8 +208,8 @@ def progress_bar() -> rich.progress.Progress:
     return rich.progress.Progress(*columns, console=rich.console.Console(stderr=True))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "page"))
     parser.add_argument(
@@ -216,7 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="(default: the physical cores)")
     parser.add_argument("--again", default="", help="candidates whose runs are forgotten first")
     parser.add_argument("--quick", action="store_true", help="one run of 16 tokens each; give a --file of its own")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    given = parse(arguments)
     if given.command == "run":
         run(given)
     else:

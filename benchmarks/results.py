@@ -207,7 +207,7 @@ def replay(guesses: str, k: int) -> tuple[float, float]:
         at += len(window) + 1 if wrong < 0 else wrong + 1
         full += wrong < 0
         rounds += 1
-    return at / rounds, full / rounds
+    return (min(at, len(guesses)) / rounds, full / rounds) if rounds else (0.0, 0.0)
 
 
 def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:

@@ -80,19 +80,29 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """A base and an aligned file. Names: `demo`, or a quantisation and the noise on the base: `Q8_0`, `Q8_0-0.1`."""
+    """A base and an aligned file.
+
+    Names: `demo`, or what the base is: its format, how many times as wide (16 when nothing is said), and the noise on it:
+    `Q8_0`, `Q8_0-0.1`, `Q4_0x64`.
+    """
 
     name: str
     base: Path
     aligned: Path
 
 
+def widening(name: str) -> tuple[str, int, float]:
+    """Format, factor and noise of a widened pair's name."""
+    found = re.fullmatch(r"(F32|F16|Q8_0|Q4_0)(?:x(\d+))?(?:-(\d*\.?\d+))?", name)
+    if not found:
+        raise SystemExit(f"{name!r} is no pair; expected demo, or for example F16, Q8_0-0.1, Q4_0x64")
+    return found[1], int(found[2] or 16), float(found[3] or 0)
+
+
 def pair(name: str) -> Pair:
     """The files of a pair by its name, made the first time."""
-    if name == "demo":
-        return Pair(name, common.demo_base_file(), common.aligned_file())
-    quantisation, _, noise = name.partition("-")
-    return Pair(name, common.widened_file(quantisation, noise=float(noise or 0)), common.aligned_file())
+    base = common.demo_base_file() if name == "demo" else common.widened_file(*widening(name))
+    return Pair(name, base, common.aligned_file())
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -109,8 +119,20 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "system": platform.system(),
-        "backend": "GPU" if llama_cpp.llama_supports_gpu_offload() else "CPU",
+        "backend": backend(),
     }
+
+
+def backend() -> str:
+    """What evaluates: CPU, or the card by its driver's name for it."""
+    if not llama_cpp.llama_supports_gpu_offload():
+        return "CPU"
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "GPU"
+    return "; ".join(found.split("\n")).strip("; ")
 
 
 # ---- Candidates -------------------------------------------------------------------------------------------------------
