@@ -9,7 +9,7 @@ from pathlib import Path
 import plots
 import results
 from results import Cell, Group, Ratio, Store
-from running import AUTO, BASE, LAZY, LLAMA, OUTSIDE, PLAIN, is_exact
+from running import AUTO, BASE, LAZY, LLAMA, OUTSIDE, PLAIN, is_exact, length
 
 INTRO = """\
 # How fast, and against what
@@ -211,11 +211,31 @@ def _groups(store: Store) -> list[str]:
     parts = ["## Every pair"]
     for group, cells in store.cells.items():
         rows = [_row(group, cells, name) for name in _order(cells)]
-        refusals = [f"{name}: {cell.refused}." for name, cell in cells.items() if cell.refused]
+        notes = [*_refusals(cells), *_tried(cells)]
         title = f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}"
         alone = cells.get(BASE, Cell()).speed
-        parts.append("\n\n".join([title, f"Base alone: {alone:.1f} tokens/s.", markdown(HEADER, rows), *refusals]))
+        parts.append("\n\n".join([title, f"Base alone: {alone:.1f} tokens/s.", markdown(HEADER, rows), *notes]))
     return parts
+
+
+def _refusals(cells: dict[str, Cell]) -> list[str]:
+    """Who could not run, those with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if cell.refused:
+            reasons.setdefault(cell.refused, []).append(name)
+    return [f"Did not run: {', '.join(names)} ({reason})." for reason, names in reasons.items()]
+
+
+def _tried(cells: dict[str, Cell]) -> list[str]:
+    """The draft lengths of the outside programs and what each gave, few runs included."""
+    lines = []
+    for program in OUTSIDE:
+        names = [name for name in cells if name.startswith(program + " k=") and cells[name].runs]
+        found = [(name, results.ratio(cells[name], cells.get(BASE))) for name in names]
+        if shown := [f"{length(name)} ({ratio.median:.2f})" for name, ratio in found if ratio]:
+            lines.append(f"Draft lengths of {program} that were tried, times the base alone: {', '.join(shown)}.")
+    return lines
 
 
 def _order(cells: dict[str, Cell]) -> list[str]:
@@ -245,4 +265,6 @@ def _tables(store: Store) -> list[str]:
 
 
 def _pictures(drawn: Sequence[tuple[str, str]]) -> list[str]:
-    return ["## Plots", *(f"![{caption}]({file})\n\n{caption}" for file, caption in drawn)] if drawn else []
+    """Pictures, each with its caption under it; the caption's first sentence stands in for the picture."""
+    shown = [f"![{caption.partition('.')[0]}]({file})\n\n{caption}" for file, caption in drawn]
+    return ["## Plots", *shown] if shown else []

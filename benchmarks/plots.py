@@ -16,7 +16,7 @@ from running import AUTO, BASE, LAZY, OUTSIDE, PLAIN, length
 MARKERS = "osD^vPX*<>"
 LINES = ("-", "--", "-.", ":")
 # The same bytes for the same data: no date, no random ids.
-STYLE = {"svg.hashsalt": "kad-llama", "svg.fonttype": "path", "font.size": 10, "axes.grid": True, "grid.color": "0.85"}
+STYLE = {"svg.hashsalt": "kad-llama", "svg.fonttype": "none", "font.size": 10, "axes.grid": True, "grid.color": "0.85"}
 
 
 def draw(store: Store, folder: Path, suffix: str = "svg") -> list[tuple[str, str]]:
@@ -44,10 +44,13 @@ def draw(store: Store, folder: Path, suffix: str = "svg") -> list[tuple[str, str
 
 
 EXPLAINED = {
-    "length": "Lines: kad-llama with a fixed draft length; crosses: llama.cpp's programs; at the right, auto.",
+    "length": (
+        "Lines: kad-llama with a fixed draft length; 0 is lazy, or plain where a rule has no lazy mode; at the right, auto. "
+        "Crosses: llama.cpp's programs on the Q8_0 pair, at rule `base`."
+    ),
     "right": (
-        "Points: auto on each pair. Curves: what the measured passes of that base format would allow at the best draft "
-        "length, were every guess right with the same probability."
+        "Points: each pair, auto and its best fixed setting. Curves: what the measured passes of that base format would "
+        "allow at the best draft length, were every guess right with the same probability."
     ),
     "cost": "As a multiple of the time that the base alone takes per token, which is the line at 1.",
 }
@@ -80,20 +83,26 @@ def by_length(groups: dict[Group, dict[str, Cell]]) -> Any:
         ) if known else None
         if (auto := _median(cells, AUTO)) is not None:
             axes.plot([17], [auto], linestyle="", **style)
-        for program, mark in zip(OUTSIDE, "x+", strict=True):
-            outside = [(length(name) or 0, _median(cells, name)) for name in cells if name.startswith(program + " k=")]
-            for k, value in outside:
-                if value is not None:
-                    axes.plot([k], [value], color="0.4", linestyle="", marker=mark)
+        if group.pair == "Q8_0":
+            outside_points(axes, cells)
     if not lengths:
         plt.close(figure)
         return None
     axes.axhline(1, color="0.5", linewidth=0.8)
     ticks = sorted(set(lengths) | {0})
-    axes.set_xticks([*ticks, 17], [*("lazy or\nplain" if k == 0 else str(k) for k in ticks), "auto"])
+    axes.set_xticks([*ticks, 17], [*map(str, ticks), "auto"])
     axes.set(xlabel="draft length", ylabel="times the base alone", ylim=(0, None))
-    axes.legend(ncols=3, fontsize=8)
+    axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+def outside_points(axes: Any, cells: dict[str, Cell]) -> None:
+    """llama.cpp's programs, a cross per draft length."""
+    for program, mark in zip(OUTSIDE, "x+", strict=True):
+        found = [(length(name) or 0, _median(cells, name)) for name in cells if name.startswith(program + " k=")]
+        points = [(k, value) for k, value in found if value is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "k", linestyle="", marker=mark, label=program)
 
 
 def by_right(groups: dict[Group, dict[str, Cell]]) -> Any:
@@ -150,16 +159,17 @@ def by_part(groups: dict[Group, dict[str, Cell]]) -> Any:
     labels = [name for name, _ in bars]
     left = [0.0] * len(bars)
     for index, (part, hatch, shade) in enumerate(
-        (("base passes", "", "0.75"), ("aligned passes", "///", "white"), ("the rest", "...", "0.4"))
+        (("base passes", "", "0.75"), ("aligned passes", "///", "white"), ("the rest", "", "0.35"))
     ):
         widths = [values[index] for _, values in bars]
         axes.barh(labels, widths, left=left, label=part, hatch=hatch, color=shade, edgecolor="black", linewidth=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.axvline(1, color="black", linewidth=0.8)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set(xlabel="time per token, times the base alone")
     axes.grid(axis="y", visible=False)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.6 / len(bars) + 0.06), ncols=3)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.2 / len(bars)), ncols=3)
     return figure
 
 
