@@ -3,8 +3,9 @@
     python benchmarks/copying.py [--pairs Q8_0 --rules base,dual --temperatures 0,1] [--keep]
 
 Side by side: draft="auto" as it is, and with ngram=False, where the aligned model alone guesses. "copy" is a prompt that
-asks for a text with one word replaced; the prompt shows the task on another text first, since small models need that.
-"elsewhere" are the ordinary questions of running.py. `--keep` adds the table to docs/results.json.
+asks for a text with one word replaced, and shows that twice first: models as small as these copy nothing otherwise, and
+at temperature 1 even so they leave the text soon. "elsewhere" are the ordinary questions of running.py. `--keep` adds the
+table to docs/results.json.
 """
 
 from __future__ import annotations
@@ -45,19 +46,14 @@ TEXTS = (
         "where a ship waits for the passengers of the train and leaves as soon as the last of them is on board."
     ),
 )
-WORDS = (("river", "lake"), ("town", "village"), ("soup", "stew"), ("train", "bus"))
+WORDS = (("river", "lake"), ("reader", "member"), ("soup", "stew"), ("train", "bus"))
 VARIANTS = {"with": {"draft": "auto"}, "without": {"draft": "auto", "ngram": False}}
 
 
 def copy_prompt(number: int) -> str:
-    """A task that was done, and the same task on the next text, for the model to do."""
-    shown, asked = number % len(TEXTS), (number + 1) % len(TEXTS)
-    return f"{_task(shown)}{TEXTS[shown].replace(*WORDS[shown])}\n\n{_task(asked)}"
-
-
-def _task(number: int) -> str:
-    old, new = WORDS[number]
-    return f"Text: {TEXTS[number]}\n\nThe same text with every {old} replaced by {new}: "
+    """A text and the same with one word replaced, twice; then the text once more, for the model to do it again."""
+    text, (old, new) = TEXTS[number % len(TEXTS)], WORDS[number % len(TEXTS)]
+    return f"Before: {text}\nAfter: {text.replace(old, new)}\n\n" * 2 + f"Before: {text}\nAfter:"
 
 
 def prompt(kind: str, number: int) -> str:

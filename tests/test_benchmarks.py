@@ -444,13 +444,12 @@ def test_parts_of_the_cost_add_up() -> None:
 
 
 def test_copy_prompts_show_the_task_and_leave_it_to_do() -> None:
-    for number in range(len(copying.TEXTS)):
-        (old, new), (next_old, _) = copying.WORDS[number], copying.WORDS[(number + 1) % len(copying.WORDS)]
-        shown, _, asked = copying.copy_prompt(number).rpartition("\n\nText: ")
-        assert old in copying.TEXTS[number]
-        done = shown.rpartition(": ")[2] if ": " not in copying.TEXTS[number] else shown
-        assert new in done and old not in done.replace(new, "")
-        assert asked.count(next_old) >= 2 and asked.endswith("replaced by " + copying.WORDS[(number + 1) % 4][1] + ": ")
+    for number, (text, (old, new)) in enumerate(zip(copying.TEXTS, copying.WORDS, strict=True)):
+        assert text.count(old) >= 2 and new not in text
+        *_, before, after = copying.copy_prompt(number).splitlines()
+        assert (before, after) == (f"Before: {text}", "After:")
+        assert copying.copy_prompt(number).count(f"After: {text.replace(old, new)}\n") == 2
+        assert copying.prompt("copy", number + len(copying.TEXTS)) == copying.copy_prompt(number)
 
 
 def test_memory_of_a_tiny_pair(tiny_pair: tuple[Path, Path]) -> None:
