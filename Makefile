@@ -54,7 +54,7 @@ clean:
 
 # An extra's packages; kad-llama itself comes from the wheel that is installed already.
 $(VENV)/demo-$(DIGEST): EXTRAS = demo
-$(VENV)/test-$(DIGEST): EXTRAS = demo,test
+$(VENV)/test-$(DIGEST): EXTRAS = demo,test,bench
 $(VENV)/lint-$(DIGEST): EXTRAS = test,lint
 $(VENV)/%-$(DIGEST): $(BUILT)
 	@echo "kad-llama: installing what \`make $*\` needs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -52,3 +53,27 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
     for row in (header, ["-" * width for width in widths], *rows):
         print("| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+
+
+def keep_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of scripts whose table can go onto the results page."""
+    file = Path(__file__).resolve().parents[1] / "docs" / "results.json"
+    parser.add_argument("--keep", action="store_true", help="add the table to the results file")
+    parser.add_argument("--file", type=Path, default=file, help="the results file (default: docs/results.json)")
+
+
+def show(
+    given: argparse.Namespace,
+    name: str,
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    **facts: float,
+) -> None:
+    """Print a table and, with --keep, store it with the numbers that bars are held against."""
+    print(f"\n{title}\n")
+    table(header, rows)
+    if given.keep:
+        from results import Store
+
+        Store(given.file).keep_table(name, title, header, rows, **facts)

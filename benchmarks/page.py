@@ -1,0 +1,270 @@
+"""docs/results.md and its plots from the stored measurements: peers.py's `page`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import plots
+import results
+from results import Cell, Group, Ratio, Store
+from running import AUTO, BASE, LAZY, LLAMA, OUTSIDE, PLAIN, is_exact, length
+
+INTRO = """\
+# How fast, and against what
+
+Written by `benchmarks/peers.py page` from [results.json](results.json); nothing here is typed by hand.
+
+Every figure is a ratio of speeds within a round: in a round each candidate runs once from the same prompt ids with the
+same seed, threads, context and cache types, one after another, and speed is tokens over the time after the prompt.
+Quoted are the median over rounds and, in brackets, the tenth and ninetieth percentile. Runs of fewer than {short} tokens
+count for no ratio.
+
+Machine: {machine}.
+
+Pairs. *demo*: base gemma-3-270m Q4_K_M, aligned SmolLM2-135M-Instruct Q4_1, different vocabularies. *F16*, *Q8_0*,
+*Q4_0*: base SmolLM2-135M-Instruct widened to 1.3 B parameters that compute the same function, in that format; aligned
+SmolLM2-135M-Instruct Q4_1. A number after the name is the noise on the base's weights, as a share of each matrix's
+deviation; without one there is none.
+
+## Against whom
+
+| candidate | program | what is drawn | called as |
+|---|---|---|---|
+{programs}
+
+The outside programs draw from the base's own distribution, which is rule `base`. They come from the sources inside
+llama-cpp-python's source distribution, built by `benchmarks/peers_build.py` with the options that llama-cpp-python has
+by default. `speculative` compares its greedy guesses as if they had been drawn: at a temperature above 0 what it writes
+does not follow the base's distribution, and its figures there are for comparison only. Their draft length is the fastest
+of those that were tried, named in the tables.
+"""
+
+BOUND = """\
+The bound is the speed that the measured passes would allow if drawing cost nothing: the largest of
+
+- plain and lazy: tokens over the time spent inside llama.cpp's evaluation in the runs of that mode;
+- for every draft length k that was measured: E / (k A + B + w u A), where B and A are the mean times of a base pass and
+  of an aligned pass in the runs of that length, E the events per round and w the share of rounds whose guesses were all
+  right, replayed along the texts of the longest draft, and u the share of events at which the aligned model is needed
+  (aligned passes per event of the lazy runs; 1 under rule `base`).
+"""
+
+
+def write(store: Store, folder: Path) -> None:
+    """Write results.md and the plots into a folder."""
+    drawn = plots.draw(store, folder)
+    parts = [_intro(store), _bars(store), *_groups(store), *_tables(store), *_pictures(drawn)]
+    (folder / "results.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _intro(store: Store) -> str:
+    machine = store.machine
+    words = (
+        f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
+    )
+    return INTRO.format(machine=words, short=results.SHORT, programs="\n".join(_programs(store)))
+
+
+def _programs(store: Store) -> list[str]:
+    """One line per kind of candidate, with the call of one of them."""
+    kad, llama_cpp_python, llama_cpp = (
+        f"{name} {store.programs[name]}" for name in ("kad-llama", "llama-cpp-python", "llama.cpp")
+    )
+    kinds = {
+        BASE: (llama_cpp, "base, exact"),
+        LLAMA: (llama_cpp_python, "base, exact"),
+        "speculative-simple k=N": (llama_cpp, "base, exact"),
+        "speculative k=N": (llama_cpp, "base at temperature 0; above it nothing known"),
+        PLAIN: (kad, "the mixture, exact"),
+        LAZY: (kad, "the mixture, exact"),
+        "k=N": (kad, "the mixture, exact"),
+        AUTO: (kad, "the mixture, exact"),
+    }
+    lines = []
+    for kind, (program, law) in kinds.items():
+        about = _about(store, kind)
+        if about:
+            lines.append(f"| {kind} | {program} | {law} | `{about}` |")
+    return lines
+
+
+def _about(store: Store, kind: str) -> str:
+    """How a kind of candidate was called, the draft length as N."""
+    start = kind.removesuffix("N")
+    for cells in store.cells.values():
+        for name, cell in cells.items():
+            if name == kind or (kind.endswith("k=N") and name.startswith(start)):
+                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about)
+    return ""
+
+
+# ---- Bars -------------------------------------------------------------------------------------------------------------
+
+
+def _bars(store: Store) -> str:
+    rows = [[what, measured, bar, verdict] for what, measured, bar, verdict in bars(store)]
+    return "## Bars\n\nTemperature 1.\n\n" + markdown(["what", "measured", "bar", "met"], rows) + "\n\n" + BOUND
+
+
+def bars(store: Store) -> list[tuple[str, str, str, str]]:
+    """What was to be reached, what was measured, and whether it is enough."""
+    at = lambda pair, rule: store.cells.get(Group(pair, rule, 1.0), {})  # noqa: E731
+    lines = [
+        _bar("F16, rule base: auto / base alone", _over(at("F16", "base"), BASE), 1.9),
+        _bar("Q8_0, rule base: auto / base alone", _over(at("Q8_0", "base"), BASE), 1.6),
+        *(_outside_bar(at("Q8_0", "base"), program, bar) for program, bar in zip(OUTSIDE, (2.5, 1.2), strict=True)),
+        _bar("Q8_0-0.1, rule dual: auto / base alone", _over(at("Q8_0-0.1", "dual"), BASE), 1.2),
+        _bar("Q4_0, rule base: auto / base alone", _over(at("Q4_0", "base"), BASE), 0.97),
+        _bar("Q4_0, rule dual: auto / base alone", _over(at("Q4_0", "dual"), BASE), 0.80),
+        _bar("demo, rule dual: auto / plain", _over(at("demo", "dual"), PLAIN), 1.1),
+        _bar("demo, rule dual: plain / one base pass and one aligned pass", one_pass_each(at("demo", "dual")), 0.95),
+    ]
+    for group, cells in store.cells.items():
+        if group.temperature == 1.0 and AUTO in cells:
+            lines += _own_bars(group, cells)
+    return lines + _fact_bars(store)
+
+
+def _bar(what: str, measured: Ratio | float | None, bar: float, most: bool = False) -> tuple[str, str, str, str]:
+    sign = "at most" if most else "at least"
+    if measured is None:
+        return what, "not measured", f"{sign} {bar:g}", "-"
+    value = measured.median if isinstance(measured, Ratio) else measured
+    met = value <= bar if most else value >= bar
+    return (
+        what,
+        str(measured) if isinstance(measured, Ratio) else f"{value:.3g}",
+        f"{sign} {bar:g}",
+        "yes" if met else "no",
+    )
+
+
+def _over(cells: dict[str, Cell], name: str) -> Ratio | None:
+    return results.ratio(cells.get(AUTO), cells.get(name))
+
+
+def _outside_bar(cells: dict[str, Cell], program: str, bar: float) -> tuple[str, str, str, str]:
+    name = results.best(cells, program)
+    return _bar(f"Q8_0, rule base: auto / {name or program}", _over(cells, name or ""), bar)
+
+
+def one_pass_each(cells: dict[str, Cell]) -> float | None:
+    """Speed of the plain runs over what one base pass and one aligned pass per token would give (the first has none)."""
+    plain = cells.get(PLAIN)
+    if not plain or not plain.tokens:
+        return None
+    return sum(results.pass_times(plain)) * (plain.tokens - len(plain.runs)) / plain.total("seconds")
+
+
+def _own_bars(group: Group, cells: dict[str, Cell]) -> list[tuple[str, str, str, str]]:
+    """auto against the bound."""
+    where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
+    lines = []
+    if found and cells[AUTO].runs:
+        lines.append(_bar(f"{where}the bound ({found[1]})", cells[AUTO].speed / found[0], 0.9))
+    return lines
+
+
+FACTS = {
+    "outside_100": ("share outside evaluation at 262k tokens, after 100 tokens of text, %", 3.0, True),
+    "outside_2000": ("the same after 2,000", 3.0, True),
+    "memory_mib": ("memory beyond a process that holds both contexts, MiB", 64.0, True),
+    "copy_gain": ("guesses from the text itself on a copy-and-edit prompt, over aligned guesses alone", 1.5, False),
+    "copy_loss": ("the same elsewhere", 0.97, False),
+    "texts_gain": ("generate(prompt, n=8) over one text after another", 1.0, False),
+}
+
+
+def _fact_bars(store: Store) -> list[tuple[str, str, str, str]]:
+    facts = {name: value for table in store.tables.values() for name, value in table["facts"].items()}
+    paced = [
+        _bar(f"{name.removeprefix('pacing ')}: auto / the best fixed setting, chosen on the other half", value, 0.92)
+        for name, value in facts.items()
+        if name.startswith("pacing ")
+    ]
+    return paced + [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
+
+
+# ---- Groups -----------------------------------------------------------------------------------------------------------
+
+HEADER = (
+    "candidate",
+    "exact",
+    "times the base alone",
+    "positions",
+    "guesses right",
+    "tokens per base pass",
+    "outside evaluation",
+)
+
+
+def _groups(store: Store) -> list[str]:
+    parts = ["## Every pair"]
+    for group, cells in store.cells.items():
+        rows = [_row(group, cells, name) for name in _order(cells)]
+        notes = [*_refusals(cells), *_tried(cells)]
+        title = f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}"
+        alone = cells.get(BASE, Cell()).speed
+        parts.append("\n\n".join([title, f"Base alone: {alone:.1f} tokens/s.", markdown(HEADER, rows), *notes]))
+    return parts
+
+
+def _refusals(cells: dict[str, Cell]) -> list[str]:
+    """Who could not run, those with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if cell.refused:
+            reasons.setdefault(cell.refused, []).append(name)
+    return [f"Did not run: {', '.join(names)} ({reason})." for reason, names in reasons.items()]
+
+
+def _tried(cells: dict[str, Cell]) -> list[str]:
+    """The draft lengths of the outside programs and what each gave, few runs included."""
+    lines = []
+    for program in OUTSIDE:
+        names = [name for name in cells if name.startswith(program + " k=") and cells[name].runs]
+        found = [(name, results.ratio(cells[name], cells.get(BASE))) for name in names]
+        if shown := [f"{length(name)} ({ratio.median:.2f})" for name, ratio in found if ratio]:
+            lines.append(f"Draft lengths of {program} that were tried, times the base alone: {', '.join(shown)}.")
+    return lines
+
+
+def _order(cells: dict[str, Cell]) -> list[str]:
+    """Of the outside programs the best length alone."""
+    ran = [name for name, cell in cells.items() if cell.runs]
+    kept = [name for name in ran if name.rpartition(" ")[0] not in OUTSIDE]
+    return kept + [name for program in OUTSIDE if (name := results.best(cells, program))]
+
+
+def _row(group: Group, cells: dict[str, Cell], name: str) -> list[str]:
+    cell = cells[name]
+    passes = cell.total("base_passes")
+    inside = cell.total("base_eval_s") + cell.total("aligned_eval_s")
+    return [
+        name,
+        "yes" if is_exact(name, group.temperature) else "no",
+        str(results.ratio(cell, cells.get(BASE)) or "-") if name != BASE else "1",
+        str(cell.tokens),
+        f"{cell.right:.2f}" if cell.total("drafted") else "-",
+        f"{cell.tokens / passes:.2f}" if passes else "-",
+        f"{100 * (1 - inside / cell.total('seconds')):.1f} %" if inside else "-",
+    ]
+
+
+def _tables(store: Store) -> list[str]:
+    return [f"## {table['title']}\n\n" + markdown(table["header"], table["rows"]) for table in store.tables.values()]
+
+
+def _pictures(drawn: Sequence[tuple[str, str]]) -> list[str]:
+    """Pictures, each with its caption under it; the caption's first sentence stands in for the picture."""
+    shown = [f"![{caption.partition('.')[0]}]({file})\n\n{caption}" for file, caption in drawn]
+    return ["## Plots", *shown] if shown else []

@@ -1,0 +1,88 @@
+"""How much faster are several answers at once than one after another?
+
+    python benchmarks/texts.py [--pairs Q8_0,demo --rules base,dual --n 8] [--keep]
+
+generate(prompt, n=8) against eight calls with text_number 0 to 7, which are the same texts. Counted is the whole call, the
+prompt included: tokens of all texts over the time. `--keep` adds the table to docs/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import common
+import results
+import running
+from results import Cell
+
+from kad_llama import KadLlama
+
+MODES: dict[str, dict[str, Any]] = {"plain": {"spec": False}, "lazy": {"draft": 0}, "auto": {"draft": "auto"}}
+
+
+def timed(call: Callable[[], list[Any]]) -> running.Run:
+    """All texts of a call as one run."""
+    begun = time.perf_counter()
+    texts = call()
+    seconds = time.perf_counter() - begun
+    sums = [sum(getattr(text.stats, name) for text in texts) for name in ("tokens", "base_passes", "aligned_passes")]
+    return running.Run(sums[0], seconds, *sums[1:])
+
+
+def compare(kad: KadLlama, keywords: dict[str, Any], given: argparse.Namespace) -> dict[str, Cell]:
+    """Rounds of both ways."""
+    cells = {"together": Cell(), "one by one": Cell()}
+    for number in range(given.rounds):
+        question = running.QUESTIONS[number % len(running.QUESTIONS)]
+        common_keywords = {"seed": number, "max_tokens": given.tokens, "temperature": given.temperature} | keywords
+
+        def together(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
+            return list(kad.generate(question, n=given.n, **keywords))
+
+        def singly(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
+            return [kad.generate(question, text_number=i, **keywords) for i in range(given.n)]
+
+        cells["together"].runs[number] = timed(together)
+        cells["one by one"].runs[number] = timed(singly)
+    return cells
+
+
+HEADER = ("pair", "rule", "mode", "texts", "positions", "together over one by one")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", default="Q8_0,demo")
+    parser.add_argument("--rules", default="base,dual")
+    parser.add_argument("--modes", default="plain,lazy,auto", help=f"of {', '.join(MODES)} (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    common.keep_arguments(parser)
+    given = parser.parse_args()
+    rows, medians = [], []
+    for name in given.pairs.split(","):
+        files = running.pair(name)
+        for rule in given.rules.split(","):
+            with running.open_pair(files, rule) as kad:
+                for mode in given.modes.split(","):
+                    cells = compare(kad, MODES[mode], given)
+                    ratio = results.ratio(cells["together"], cells["one by one"])
+                    medians += [ratio.median] if ratio else []
+                    rows.append([name, rule, mode, str(given.n), str(cells["together"].tokens), str(ratio or "-")])
+                    print(rows[-1], file=sys.stderr)
+    title = f"{given.n} texts at once, temperature {given.temperature:g}"
+    common.show(given, "texts", title, HEADER, rows, texts_gain=max(medians, default=0.0))
+
+
+if __name__ == "__main__":
+    main()

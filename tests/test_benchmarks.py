@@ -1,0 +1,489 @@
+"""The benchmarks' arithmetic, their reading of other programs, and the page: on numbers that were worked out by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import copying
+import cuda
+import memory
+import pacing
+import page
+import peers
+import plots
+import results
+import running
+from results import Cell, Group, Store
+from running import AUTO, BASE, LAZY, PLAIN, Refused, Run
+
+# ---- Other programs' output, as they wrote it ---------------------------------------------------------------------------
+
+SIMPLE = """
+<|im_start|>user
+Why is the sky blue?<|im_end|>
+<|im_start|>assistant
+The color hue of the sky blue lies beneath the naturally occurring blue sky
+
+0.00.698.146 I cmn          init: llama threadpool init, n_threads = 2
+0.00.927.728 I common_speculative_init_result: loading draft model 'aligned.gguf'
+0.12.226.068 I encoded   14 tokens in    0.392 seconds, speed:   35.690 t/s
+0.12.226.069 I decoded   26 tokens in    8.004 seconds, speed:    3.248 t/s
+0.12.226.070 I 
+0.12.226.070 I n_draft   = 3
+0.12.226.070 I n_predict = 26
+0.12.226.070 I n_drafted = 42
+0.12.226.070 I n_accept  = 11
+0.12.226.071 I accept    = 26.190%
+0.12.226.071 I draft:
+0.12.226.120 I target:
+0.12.226.126 I common_perf_print:    sampling time =      13.66 ms
+0.12.226.127 I common_perf_print:    samplers time =      12.49 ms /    26 tokens
+"""  # noqa: W291
+
+SPECULATIVE = """
+0.01.110.514 I cmn          init: llama threadpool init, n_threads = 2
+0.03.458.347 I encoded   14 tokens in    0.816 seconds, speed:   17.166 t/s
+0.03.458.348 I decoded   25 tokens in    1.445 seconds, speed:   17.305 t/s
+0.03.458.349 I n_draft   = 7
+0.03.458.349 I n_predict = 25
+0.03.458.349 I n_drafted = 70
+0.03.458.349 I n_accept  = 14
+0.03.458.350 I accept    = 20.000%
+"""
+
+OTHER_BOS = """
+0.00.714.164 W load: control-looking token:    212 '</s>' was not control-type; this is probably a bug in the model
+0.01.146.526 I cmn          init: llama threadpool init, n_threads = 2
+0.01.161.866 E main: draft model bos tokens must match target model to use speculation. add: 1 - 0, id: 2 - 1)
+"""
+
+OTHER_VOCABULARY = """
+0.01.277.799 W spec common_specu: draft model vocab type must match target model to use speculation but vocab_type_dft = 2
+0.01.277.809 E spec common_specu: the target and draft vocabs are not compatible
+terminate called after throwing an instance of 'std::runtime_error'
+  what():  draft model vocab type must match target model to use speculation
+"""
+
+
+def test_programs_reports_are_read() -> None:
+    assert running.read_program(SIMPLE) == (Run(26, 8.004, drafted=42, accepted=11), 14)
+    assert running.read_program(SPECULATIVE) == (Run(25, 1.445, drafted=70, accepted=14), 14)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "reason"),
+    [
+        (OTHER_BOS, 1, "draft model bos tokens must match target model to use speculation. add: 1 - 0, id: 2 - 1)"),
+        (
+            OTHER_VOCABULARY,
+            -6,
+            "draft model vocab type must match target model to use speculation but vocab_type_dft = 2",
+        ),
+        ("terminate\n  what():  no memory\n", -6, "no memory"),
+        ("", 139, "nothing decoded, exit status 139"),
+        (SIMPLE, 134, "nothing decoded, exit status 134"),
+    ],
+)
+def test_refusals_say_why(output: str, status: int, reason: str) -> None:
+    with pytest.raises(Refused, match="^" + re.escape(reason) + "$"):
+        running.read_program(output, status)
+
+
+# ---- Names --------------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_pairs() -> None:
+    assert running.widening("Q8_0") == ("Q8_0", 16, 0.0)
+    assert running.widening("Q8_0-0.05") == ("Q8_0", 16, 0.05)
+    assert running.widening("F16x64-.1") == ("F16", 64, 0.1)
+    for wrong in ("q8", "Q8_0-", "Q8_0x", "Q8_0-0.1-2", "demo2"):
+        with pytest.raises(SystemExit, match=re.escape(repr(wrong))):
+            running.widening(wrong)
+
+
+def test_candidates_of_a_group() -> None:
+    assert running.length("speculative k=11") == 11
+    assert running.length("auto") is None
+    assert running.is_exact("speculative k=3", 0.0)
+    assert not running.is_exact("speculative k=3", 0.7)
+    assert running.is_exact("speculative-simple k=3", 1.0)
+    base, dual = peers.names("all", "base", "Q8_0"), peers.names("all", "dual", "Q8_0")
+    assert base[0] == BASE and LAZY not in base and "speculative-simple k=7" in base and AUTO in base
+    assert LAZY in dual and not any(name.startswith("speculative") for name in dual)
+    assert [name for name in peers.names("all", "base", "demo") if " k=" in name] == [
+        "speculative-simple k=3",
+        "speculative k=3",
+    ]
+    assert peers.names("auto,k=2", "dual", "F16") == [BASE, "auto", "k=2"]
+    with pytest.raises(SystemExit, match="'fast'"):
+        running.make("fast", None, None, 1)  # type: ignore[arg-type]
+
+
+# ---- Arithmetic ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("guesses", "k", "events", "full"),
+    [
+        ("c", 3, 1, 0),
+        ("rrrr", 3, 4, 1),  # three guesses, and the event after them
+        ("rcrc", 1, 2, 1),  # r and the event after it, twice
+        ("rcrc", 3, 2, 0),
+        ("rrrrcrrrn", 4, 4.5, 1),  # rrrr+c, rrrn: what was not guessed counts as right
+        ("rrrrcrrrn", 2, 9 / 4, 3 / 4),  # rr+r, rc, rr+r, n
+        ("ccrr", 2, 4 / 3, 1 / 3),
+        ("", 2, 0, 0),
+    ],
+)
+def test_replay(guesses: str, k: int, events: float, full: float) -> None:
+    assert results.replay(guesses, k) == pytest.approx((events, full))
+
+
+def test_replay_is_what_a_loop_would_do() -> None:
+    """Against a round written as the generator has it: guess, keep the right ones, draw one more."""
+    guesses = "rrcrrrrrcccrrrrrrrrrrrrcrcr" * 3
+    for k in (1, 2, 3, 7, 15):
+        at = rounds = 0
+        while at < len(guesses):
+            rounds += 1
+            for guessed in range(k + 1):
+                letter = guesses[at : at + 1]
+                at += 1
+                if guessed < k and letter == "c":
+                    break
+        assert results.replay(guesses, k)[0] == pytest.approx(len(guesses) / rounds)
+
+
+def test_speculative_bound_by_hand() -> None:
+    # Rounds of "rcrr" at k = 1: r+c, r+r: 2 events, all guesses right. 2 / (1 * 10 ms + 50 ms + 1 * 0.5 * 10 ms).
+    assert results.speculative_bound("rcrr", 1, 0.050, 0.010, 0.5) == pytest.approx(2 / 0.065)
+    # At k = 3: rc, rr: 2 events a round, half of the rounds right throughout.
+    assert results.speculative_bound("rcrr", 3, 0.080, 0.010, 1.0) == pytest.approx(2 / (0.030 + 0.080 + 0.005))
+
+
+def cell(*runs: Run) -> Cell:
+    return Cell(dict(enumerate(runs)), about="generate()")
+
+
+def draft_cell(tokens: int, seconds: float, passes: tuple[int, int], spent: tuple[float, float], guesses: str) -> Cell:
+    return cell(Run(tokens, seconds, *passes, *spent, tokens, guesses.count("r"), guesses))
+
+
+def test_bound_takes_the_best_setting() -> None:
+    cells = {
+        PLAIN: cell(Run(10, 2.0, 10, 10, 1.0, 0.25)),
+        LAZY: cell(Run(10, 2.0, 10, 5, 1.0, 0.125)),
+        "k=1": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), ""),
+        "k=3": draft_cell(4, 1.0, (2, 6), (0.5, 0.06), "rcrr"),
+    }
+    # k=1: A 10 ms, B 100 ms, u 0.5, replayed along k=3's letters: 2 / 0.115; k=3: 2 / (0.03 + 0.25 + 0.5 * 0.5 * 0.01).
+    speed, name = results.bound(cells) or (0.0, "")
+    assert name == "k=1"
+    assert speed == pytest.approx(2 / 0.115)
+    del cells["k=1"], cells["k=3"]
+    assert results.bound(cells) == (pytest.approx(10 / 1.125), LAZY)
+    assert results.bound({}) is None
+
+
+def test_expected_events_and_curve() -> None:
+    assert results.expected_events(0.0, 5) == 1
+    assert results.expected_events(1.0, 5) == 6
+    assert results.expected_events(0.5, 2) == pytest.approx(1.75)
+    cells = {
+        "k=1": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), "rrrr"),
+        "k=3": draft_cell(4, 1.0, (2, 6), (0.3, 0.06), "rrrr"),
+    }
+    low, high = results.curve(cells, cell(Run(10, 1.0)), (0.0, 1.0))
+    assert low == pytest.approx(1 / 0.11 / 10)  # the short draft, which is wrong and costs 10 + 100 ms
+    assert high == pytest.approx(4 / (0.03 + 0.15 + 0.01) / 10)
+
+
+def test_ratio_is_taken_within_rounds() -> None:
+    over = Cell({0: Run(20, 1.0), 1: Run(20, 2.0), 3: Run(15, 0.001), 7: Run(20, 4.0)})
+    under = Cell({0: Run(20, 2.0), 1: Run(20, 2.0), 2: Run(20, 1.0), 3: Run(20, 2.0), 7: Run(20, 2.0)})
+    found = results.ratio(over, under)
+    assert found is not None
+    assert (found.median, found.rounds) == (1.0, 3)  # 2, 1 and 0.5; round 3 is short, and 2 was not run by both
+    assert found.low == pytest.approx(0.6) and found.high == pytest.approx(1.8)
+    assert results.ratio(over, under, rounds=[7]) == results.Ratio(0.5, 0.5, 0.5, 1)
+    assert results.ratio(over, None) is None
+    assert results.ratio(over, Cell({9: Run(20, 1.0)})) is None
+
+
+def test_halves_choose_on_one_and_compare_on_the_other() -> None:
+    auto = [Run(20, 1.0)] * 4
+    lucky = [Run(20, seconds) for seconds in (0.5, 4.0, 0.5, 4.0)]  # fast on the even rounds alone
+    steady = [Run(20, 0.8)] * 4
+    cells = {AUTO: cell(*auto), "k=1": cell(*lucky), PLAIN: cell(*steady), "speculative k=3": cell(*[Run(20, 0.1)] * 4)}
+    (first, even), (second, odd) = results.halves(cells)
+    assert (first, even.median) == ("k=1", pytest.approx(4.0))
+    assert (second, odd.median) == (PLAIN, pytest.approx(0.8))
+    line, worse = pacing.row(Group("Q8_0", "base", 1.0), _store_of(cells)) or ([], 0.0)
+    assert line[:3] == ["Q8_0", "base", "80"] and worse == pytest.approx(0.8)
+
+
+def _store_of(cells: dict[str, Cell]) -> Store:
+    store = Store(Path("nowhere"))
+    store.cells[Group("Q8_0", "base", 1.0)] = cells
+    return store
+
+
+def test_best_length_is_not_one_that_was_only_looked_at() -> None:
+    lucky, long_run = cell(Run(50, 1.0)), cell(*[Run(50, 2.0)] * 10)
+    cells = {"speculative k=3": lucky, "speculative k=7": long_run, "speculative-simple k=1": cell(Run(50, 0.1))}
+    assert results.best(cells, "speculative") == "speculative k=7"
+    assert results.best(cells, "speculative-simple") == "speculative-simple k=1"
+    assert results.best(cells) is None
+
+
+# ---- The loop -----------------------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """Says a given number of tokens per run, and remembers when it ran."""
+
+    about = "fake"
+
+    def __init__(self, name: str, log: list[str], tokens: int = 20, seconds: float = 1.0) -> None:
+        self.name, self.log, self.tokens, self.seconds = name, log, tokens, seconds
+
+    def run(self, question: str, seed: int, temperature: float, tokens: int) -> Run:
+        if seed:  # 0 is the warming up
+            self.log.append(f"{seed} {self.name}")
+        if self.tokens == 0:
+            raise Refused("cannot")
+        return Run(min(tokens, self.tokens), self.seconds)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`opened` gives fakes; answers the log of who ran when."""
+    log: list[str] = []
+    speeds = {"speculative k=3": 2.0, "speculative k=7": 0.5}
+
+    @contextmanager
+    def opened(group: Group, wanted: list[str], threads: int) -> Iterator[dict[str, Fake]]:
+        yield {name: Fake(name, log, 0 if name == "k=1" else 20, speeds.get(name, 1.0)) for name in wanted}
+
+    monkeypatch.setattr(peers, "opened", opened)
+    return log
+
+
+GROUP = Group("Q8_0", "base", 1.0)
+
+
+def test_rounds_interleave_and_stop(fakes: list[str], tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.json")
+    wanted = [BASE, "k=1", AUTO, "speculative k=3", "speculative k=7"]
+    amount = peers.Amount(tokens=20, positions=40, scout=1, threads=1)
+    peers.measure(store, GROUP, wanted, amount)
+    # Round 1 tries everything; k=1 refuses and is not asked again; of the lengths the faster goes on.
+    assert fakes == [f"1 {name}" for name in wanted] + ["2 base alone", "2 auto", "2 speculative k=7"]
+    assert store.group(GROUP)["k=1"].refused == "cannot"
+    assert peers.amounts(store, {GROUP: wanted}, amount) == (140, 140)
+    fakes.clear()
+    peers.measure(store, GROUP, wanted, amount)
+    assert fakes == []
+
+
+def test_what_is_stored_goes_on_where_it_stopped(fakes: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "docs" / "results.json"
+    amount = peers.Amount(tokens=20, positions=40, scout=1, threads=1)
+    peers.measure(Store(path), GROUP, [BASE, PLAIN], amount)
+    fakes.clear()
+    again = Store(path)
+    peers.measure(again, GROUP, [BASE, PLAIN, AUTO], amount)
+    # The candidate that is new runs in rounds of its own, beside the base alone, with the prompts of these rounds.
+    assert fakes == ["3 base alone", "3 auto", "4 base alone", "4 auto"]
+    assert sorted(again.group(GROUP)[BASE].runs) == [0, 1, 2, 3]
+    assert Store(path).cells == again.cells
+    assert all(line.count('"candidate"') <= 1 for line in path.read_text().splitlines())
+
+
+def test_texts_that_end_early_do_not_go_on_for_ever(
+    fakes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fake, "run", lambda self, *_: Run(1, 0.1))
+    store = Store(tmp_path / "results.json")
+    peers.measure(store, GROUP, [BASE, PLAIN], peers.Amount(20, 40, 1, 1))
+    assert len(store.group(GROUP)[PLAIN].runs) == 40  # 20 times the runs that full texts would take
+
+
+def test_nobody_need_run_in_every_round(fakes: list[str], tmp_path: Path) -> None:
+    store = Store(tmp_path / "pacing.json")
+    peers.measure(store, GROUP, [PLAIN, AUTO], peers.Amount(20, 20, 0, 1, reference=""))
+    assert fakes == ["1 plain", "1 auto"]
+
+
+def test_guesses_are_stored_of_the_longest_draft_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.json")
+    store.cells[GROUP] = {f"k={k}": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), "rrcr") for k in (2, 10)}
+    store.save()
+    found = Store(store.path).cells[GROUP]
+    assert found["k=10"] == store.cells[GROUP]["k=10"]
+    assert found["k=2"].runs[0].guesses == ""
+    assert found["k=2"].runs[0].accepted == 3
+
+
+def test_real_candidates_on_a_tiny_pair(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(running, "pair", lambda name: running.Pair(name, *tiny_pair))
+    store = Store(tmp_path / "results.json")
+    wanted = [BASE, "Llama", PLAIN, LAZY, "k=3"]
+    for rule in ("base", "dual"):
+        peers.measure(store, Group("tiny", rule, 1.0), wanted, peers.Amount(24, 24, 1, 1))
+    base, dual = store.cells.values()
+    assert "rule base" in base[LAZY].refused and not dual[LAZY].refused
+    for cells in (base, dual):
+        for name in (BASE, "Llama", PLAIN, "k=3"):
+            assert cells[name].tokens > 0 and cells[name].speed > 0, name
+        first = cells["k=3"].runs[0]
+        assert first.guesses.count("r") == first.accepted and len(first.guesses) == first.tokens
+        assert cells[PLAIN].runs[0].guesses.strip("n") == ""
+        speed, _ = results.bound(cells) or (0.0, "")
+        assert speed > cells[PLAIN].speed
+
+
+# ---- The page -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Store:
+    """A small results file: auto is exactly twice the base alone, speculative half as fast again."""
+    store = Store(tmp_path / "results.json")
+    store.machine = {
+        "processor": "Some CPU",
+        "architecture": "x86_64",
+        "cores": 2,
+        "threads": 2,
+        "memory_gb": 8,
+        "system": "Linux",
+        "backend": "CPU",
+    }
+    store.programs = {"kad-llama": "1.2", "llama-cpp-python": "3.4", "llama.cpp": "5.6"}
+    runs = {
+        BASE: Run(40, 4.0),
+        PLAIN: Run(40, 5.0, 40, 40, 4.0, 0.8),
+        "k=3": Run(40, 2.5, 12, 40, 1.2, 0.8, 30, 27, "rrrn" * 9 + "crrr"),
+        AUTO: Run(40, 2.0, 12, 40, 1.0, 0.8, 30, 27),
+        "speculative-simple k=1": Run(40, 5.0, drafted=40, accepted=10),
+        "speculative k=3": Run(40, 3.0, drafted=40, accepted=30),
+        "speculative k=7": Run(40, 2.5, drafted=40, accepted=30),
+    }
+    cells = {name: cell(run, run) for name, run in runs.items()}
+    cells["speculative k=3"].about = "llama-speculative --spec-draft-n-max 3 -s SEED"
+    cells["speculative k=7"].about = "llama-speculative --spec-draft-n-max 7 -s SEED"
+    cells[LAZY] = Cell(refused="rule base needs both")
+    store.cells[GROUP] = cells
+    store.keep_table("memory", "Memory", ["pair", "MiB"], [["demo", "70"]], memory_mib=70.0)
+    store.keep_table("pacing", "Pacing", ["pair"], [["Q8_0"]], **{"pacing Q8_0, rule base": 0.95})
+    return store
+
+
+def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
+    page.write(Store(measured.path), tmp_path)
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    for line in (
+        "Some CPU (x86_64), 2 cores, 2 threads, 8 GB, Linux, CPU",
+        "| Q8_0, rule base: auto / base alone | 2.00 (2.00-2.00) | at least 1.6 | yes |",
+        "| Q8_0, rule base: auto / speculative-simple k=1 | 2.50 (2.50-2.50) | at least 2.5 | yes |",
+        "| Q8_0, rule base: auto / speculative k=7 | 1.25 (1.25-1.25) | at least 1.2 | yes |",
+        "| F16, rule base: auto / base alone | not measured | at least 1.9 | - |",
+        "| memory beyond a process that holds both contexts, MiB | 70 | at most 64 | no |",
+        "| Q8_0, rule base: auto / the best fixed setting, chosen on the other half | 0.95 | at least 0.92 | yes |",
+        "| auto | yes | 2.00 (2.00-2.00) | 80 | 0.90 | 3.33 | 10.0 % |",
+        "| speculative k=7 | no | 1.60 (1.60-1.60) | 80 | 0.75 | - | - |",
+        "| speculative k=N | llama.cpp 5.6 | base at temperature 0; above it nothing known | "
+        "`llama-speculative --spec-draft-n-max N -s SEED` |",
+        "Did not run: lazy (rule base needs both).",
+        "speculative that were tried, times the base alone: 3 (1.33), 7 (1.60).",
+        "Base alone: 10.0 tokens/s.",
+        "## Memory",
+    ):
+        assert line in text, line
+    assert "| speculative k=3 |" not in text  # only the best of its lengths has a line
+    for picture in re.findall(r"\]\((results-.*?\.svg)\)", text):
+        assert (tmp_path / picture).read_text(encoding="utf-8").startswith("<?xml")
+    assert text.count(".svg") == 3
+
+
+def test_page_is_the_same_from_the_same_data(measured: Store, tmp_path: Path) -> None:
+    written = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        page.write(Store(measured.path), folder)
+        written.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert written[0] == written[1]
+
+
+def test_one_base_and_one_aligned_pass() -> None:
+    # 100 and 20 ms a pass; 19 of 20 tokens in each of two runs took passes; 2.4 s a run.
+    plain = cell(*[Run(20, 2.4, 19, 19, 1.9, 0.38)] * 2)
+    assert page.one_pass_each({PLAIN: plain}) == pytest.approx(0.12 * 38 / 4.8)
+    assert page.one_pass_each({}) is None
+
+
+def test_parts_of_the_cost_add_up() -> None:
+    found = plots.parts(cell(Run(10, 2.0, 5, 5, 1.0, 0.4)), cell(Run(10, 1.0)))
+    assert found == pytest.approx([1.0, 0.4, 0.6])
+
+
+# ---- The other scripts --------------------------------------------------------------------------------------------------
+
+
+def test_copy_prompts_show_the_task_and_leave_it_to_do() -> None:
+    for number, (text, (old, new)) in enumerate(zip(copying.TEXTS, copying.WORDS, strict=True)):
+        assert text.count(old) >= 2 and new not in text
+        *_, before, after = copying.copy_prompt(number).splitlines()
+        assert (before, after) == (f"Before: {text}", "After:")
+        assert copying.copy_prompt(number).count(f"After: {text.replace(old, new)}\n") == 2
+        assert copying.prompt("copy", number + len(copying.TEXTS)) == copying.copy_prompt(number)
+
+
+def test_memory_of_a_tiny_pair(tiny_pair: tuple[Path, Path]) -> None:
+    base, aligned = map(str, tiny_pair)
+    task = {"base": base, "aligned": aligned, "rule": "dual", "n_ctx": 512, "question": "Why? " * 20}
+    _, ids = memory.peak(task | {"tokens": 0})
+    assert len(ids) == 2 and len(ids[0]) > 20
+    alone, held = memory.peak(task | {"ids": ids, "threads": 1})
+    whole, said = memory.peak(task | {"tokens": 8, "keywords": {"draft": 3}})
+    assert held == 2 and 0 < said <= 8
+    assert min(alone, whole) > 20 * 2**20  # an interpreter with NumPy at least
+    with pytest.raises(SystemExit, match="nowhere.gguf"):
+        memory.peak(task | {"base": "nowhere.gguf", "tokens": 8, "keywords": {}})
+
+
+def test_cuda_script_as_far_as_it_goes_without_a_card(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = gguf.GGUFReader(smollm).tensors
+    wide = sum(int(t.n_elements) for t in tensors if re.search(r"ffn_(gate|up|down)\.", t.name))
+    assert (wide, sum(int(t.n_elements) for t in tensors) - wide) == (cuda.FEED_FORWARD, cuda.REST)
+    cuda.main(["--dry-run", "--pair", "Q8_0x64"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("base: 5.2 B parameters")
+    for command in cuda.commands("Q8_0x64", "base"):
+        parser: Callable[..., argparse.Namespace] = peers.parse
+        assert parser(command[2:]).file == cuda.FILE
+    if running.backend() == "CPU":
+        with pytest.raises(SystemExit, match="without CUDA"):
+            cuda.main([])
+
+
+def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
+    import common
+
+    given = argparse.Namespace(keep=True, file=tmp_path / "results.json")
+    common.show(given, "texts", "Eight texts", ["a"], [["1"]], texts_gain=2.0)
+    kept = json.loads(given.file.read_text())["tables"]["texts"]
+    assert kept == {"title": "Eight texts", "header": ["a"], "rows": [["1"]], "facts": {"texts_gain": 2.0}}
