@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import common
 import llama_cpp
-import modes
 import peers_build
 import psutil
 
 from kad_llama import KadLlama
+from kad_llama.cli.alone import ModelAlone
 from kad_llama.files import default_threads
 
 N_CTX = 1024
@@ -180,15 +180,15 @@ class BaseAlone:
 
     def __post_init__(self) -> None:
         llama_cpp.llama_log_set(SILENT, None)
-        self._loop = modes.BaseAlone(self.base, N_CTX, self.threads, 1.0)
+        self._loop = ModelAlone(self.base, n_ctx=N_CTX, n_threads=self.threads, temperature=1.0)
 
     def run(self, question: str, seed: int, temperature: float, tokens: int) -> Run:
         self._loop.temperature = temperature
-        return Run(*self._loop(self.kad.prompt(question).base_ids or [], tokens, seed))
+        done = self._loop(self.kad.prompt(question).base_ids or [], tokens, seed)
+        return Run(done.tokens, done.seconds)
 
     def close(self) -> None:
-        llama_cpp.llama_free(self._loop.context)
-        llama_cpp.llama_model_free(self._loop.model)
+        self._loop.close()
 
 
 @dataclass

@@ -24,7 +24,7 @@ Tiny = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def engine(tiny_pair: tuple[Path, Path]) -> Iterator[Any]:
-    params = Params(*tiny_pair)
+    params = Params(*tiny_pair, n_parallel=1)
     ok(params.open())
     yield params.out[0]
     lib.kad_engine_close(params.out[0])
