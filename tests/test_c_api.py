@@ -473,7 +473,7 @@ def test_tokenize_special(engine: Any) -> None:
 
 
 def test_capacity(engine: Any) -> None:
-    with Sequence(engine, draft=5, max_tokens=8, seed=2) as sequence:
+    with Sequence(engine, mode=lib.KAD_MODE_SPECULATIVE, draft=5, max_tokens=8, seed=2) as sequence:
         for capacity in (0, 1, 5):
             expect(sequence.step(capacity), lib.KAD_INVALID_ARGUMENT, f"capacity {capacity}", "6")
         said = b""
