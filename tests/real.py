@@ -221,18 +221,19 @@ class Events:
         self.kad = kad
         self.number: dict[Any, int] = {}
         self.end = -1
-        n = 0
+        assert kad.base is not None and kad.aligned is not None
+        self.n = kad.base.n_vocab  # an event of the base has the number of its lowest id; further ones follow
         for role, model in (("base", kad.base), ("aligned", kad.aligned)):
-            assert model is not None
             for token in range(model.n_vocab):
                 kind, data = token_kind(kad, role, token)
-                if kind == 2:
-                    if self.end < 0:
-                        self.end, n = n, n + 1
+                number = token if role == "base" else self.n
+                if kind == 2 and self.end < 0:
+                    self.end = number
                 elif kind == 0 and self._key(role, data) not in self.number:
-                    self.number[self._key(role, data)] = n
-                    n += 1
-        self.n = n
+                    self.number[self._key(role, data)] = number
+                else:
+                    continue
+                self.n += role == "aligned"
 
     @staticmethod
     def _key(role: str, data: bytes) -> Any:

@@ -353,7 +353,8 @@ typedef struct kad_vocab_info {
     double  overlap;          /* share of the aligned model's tokens whose bytes the base has too, 0 .. 1 */
     int32_t n_differing;      /* ids that differ, up to the smaller size */
     int32_t differing[5];     /* the first of them, -1 where there are fewer */
-    int32_t n_events;         /* distinct byte strings (ids, when equal) that can be drawn */
+    int32_t n_events;         /* width of a row over events: ids, when equal; else the base's ids, each event at its lowest, then
+                                 the byte strings that the aligned model alone can say */
 } kad_vocab_info;
 
 KAD_API kad_status kad_engine_vocab(const kad_engine * engine, kad_vocab_info * out);

@@ -213,8 +213,8 @@ void Generator::prefill(const Texts & texts) {
 void Generator::choose_running(const Texts & texts) {
     running_.clear();
     size_t held[ROLE_COUNT] = {};
+    bool fits = true;
     for (Sequence * sequence : texts) {
-        bool fits = true;
         for (const kad_role role : ROLES) {
             if (!sequence->sides[role].active || !stages_[role]->model().shares_cells()) continue;
             held[role] += sequence->sides[role].context.size() + 4 * (sequence->draft + 2);
@@ -223,8 +223,7 @@ void Generator::choose_running(const Texts & texts) {
         for (const kad_role role : ROLES) {
             if (sequence->sides[role].active) speaker(*sequence, role).set_idle(!fits);
         }
-        if (!fits) break;
-        running_.push_back(sequence);
+        if (fits) running_.push_back(sequence); // no later text overtakes one that waits
     }
 }
 
@@ -268,7 +267,13 @@ void Generator::draw(const Texts & texts) {
         pending_.erase(std::remove_if(pending_.begin(), pending_.end(), [&](Sequence * s) { return !draw_on(*s); }),
                        pending_.end());
         for (const kad_role role : ROLES) {
-            if (!wants_[role].empty()) stages_[role]->make_rows(wants_[role]);
+            if (wants_[role].empty()) continue;
+            // The row that another text is about to draw from outlives this pass: so each text goes on in the end.
+            for (Sequence * sequence : pending_) {
+                const Side & side = sequence->sides[role];
+                if (side.active) speaker(*sequence, role).keep_row(side.context);
+            }
+            stages_[role]->make_rows(wants_[role]);
         }
     }
 }

@@ -171,6 +171,10 @@ bool Speaker::has_row(const std::vector<Token> & context) const {
     return has_row(context.size()) && common_prefix(context) == context.size();
 }
 
+void Speaker::keep_row(const std::vector<Token> & context) {
+    if (has_row(context)) own_row(at(context.size()));
+}
+
 bool Speaker::lacks(const std::vector<Token> & context, size_t & from) {
     const size_t n      = context.size();
     const size_t common = common_prefix(context);

@@ -68,6 +68,7 @@ public:
     // The row after `context`, evaluating what the cache lacks, read for event number `event`.
     Row & row(const std::vector<Token> & context, uint64_t event);
     bool  has_row(const std::vector<Token> & context) const;
+    void  keep_row(const std::vector<Token> & context); // beyond the next pass, if it is at hand
 
     // How this model speaks over its own ids (further tokens of a character). Valid until the next call.
     const Distribution & own(const Row & row);
