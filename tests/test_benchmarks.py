@@ -221,6 +221,15 @@ def test_ratio_is_taken_within_rounds() -> None:
     assert results.ratio(over, Cell({9: Run(20, 1.0)})) is None
 
 
+def test_stalled_runs_are_left_out_of_sums() -> None:
+    stalled = cell(Run(20, 1.0), Run(20, 1.2), Run(20, 30.0), Run(2, 9.0))  # the last is too short to be judged
+    assert stalled.stalled == [2]
+    assert stalled.tokens == 62
+    assert stalled.total("seconds") == pytest.approx(11.2)
+    assert stalled.speed == pytest.approx(42 / 11.2)
+    assert page._stalled({PLAIN: stalled, AUTO: cell(Run(20, 1.0))}) == ["Stalled runs: plain 1."]
+
+
 def test_halves_choose_on_one_and_compare_on_the_other() -> None:
     auto = [Run(20, 1.0)] * 4
     lucky = [Run(20, seconds) for seconds in (0.5, 4.0, 0.5, 4.0)]  # fast on the even rounds alone
