@@ -13,57 +13,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import common
-import llama_cpp
 
 import kad_llama
 from kad_llama import KadLlama
+from kad_llama.cli.alone import ModelAlone
 from kad_llama.files import default_threads
 
 PROMPT = "Why is the sky blue?"
-
-
-class BaseAlone:
-    """The base in llama.cpp and nothing else: prompt, then one token per pass."""
-
-    def __init__(self, path: Path, n_ctx: int, n_threads: int, temperature: float) -> None:
-        model = llama_cpp.llama_model_default_params()
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, 512, 512
-        params.n_threads = params.n_threads_batch = n_threads
-        self.context = llama_cpp.llama_init_from_model(self.model, params)
-        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-        self.temperature = temperature
-
-    def __call__(self, ids: list[int], tokens: int, seed: int) -> tuple[int, float]:
-        """Tokens said and seconds after the prompt."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        if self.temperature > 0:
-            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(self.temperature))
-            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(seed))
-        else:
-            llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
-        batch = (llama_cpp.llama_token * len(ids))(*ids)
-        llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(batch, len(ids)))
-        llama_cpp.llama_synchronize(self.context)
-        start, said = time.perf_counter(), 0
-        one = (llama_cpp.llama_token * 1)()
-        while said < tokens:
-            one[0] = llama_cpp.llama_sampler_sample(chain, self.context, -1)
-            if llama_cpp.llama_vocab_is_eog(self.vocab, one[0]):
-                break
-            said += 1
-            if said < tokens:
-                llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(one, 1))
-        seconds = time.perf_counter() - start
-        llama_cpp.llama_sampler_free(chain)
-        return said, seconds
 
 
 def candidates(kad: KadLlama, temperature: float, tokens: int) -> dict[str, dict[str, object]]:
@@ -75,16 +34,16 @@ def candidates(kad: KadLlama, temperature: float, tokens: int) -> dict[str, dict
     return {name: common_keywords | keywords for name, keywords in modes.items()}
 
 
-def measure(kad: KadLlama, alone: Callable[..., tuple[int, float]], arguments: argparse.Namespace) -> list[list[str]]:
+def measure(kad: KadLlama, alone: ModelAlone, arguments: argparse.Namespace) -> list[list[str]]:
     """One row per mode: speed, ratio to the base alone, guesses right, tokens per base pass, share outside evaluation."""
     modes = candidates(kad, arguments.temp, arguments.tokens)
     speeds: dict[str, list[float]] = {name: [] for name in ["base alone in llama.cpp", *modes]}
     rest: dict[str, list[tuple[float, float, float]]] = {name: [] for name in modes}
     ids = kad.prompt(PROMPT).base_ids or []
     for repeat in range(arguments.repeats + 1):  # the first one warms up and is not counted
-        said, seconds = alone(ids, arguments.tokens, repeat)
+        alone_run = alone(ids, arguments.tokens, repeat)
         if repeat:
-            speeds["base alone in llama.cpp"].append(said / seconds)
+            speeds["base alone in llama.cpp"].append(alone_run.tokens / alone_run.seconds)
         for name, keywords in modes.items():
             stats = kad.generate(PROMPT, seed=repeat, **keywords).stats  # type: ignore[arg-type]
             if not repeat:
@@ -124,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base = arguments.base or common.widened_file()
     aligned = arguments.aligned or common.aligned_file()
-    alone = BaseAlone(base, 1024, arguments.threads, arguments.temp)
+    alone = ModelAlone(base, n_ctx=1024, n_threads=arguments.threads, temperature=arguments.temp)
     print(
         f"base {base.name}, aligned {aligned.name}, temperature {arguments.temp:g}, {arguments.tokens} tokens, "
         f"{arguments.repeats} repeats, {arguments.threads} threads; median (least-greatest)"

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAST_COIN = 1.0 - 2.0**-53
 TOLERANCE = 1e-6
 RULE_KINDS = {name: kind for kind, name in enumerate(reference.RULES)}
-SOURCES = ("coins", "deferral", "draw", "knapsack", "logits", "mixture", "reward")
+SOURCES = ("coins", "deferral", "draw", "kernels", "knapsack", "logits", "mixture", "reward")
 CORE_SOURCES = [f"core/{name}.cpp" for name in SOURCES] + ["c_api_rows.cpp"]
 SAMPLING = -1.0  # KAD_RULE_TEMPERATURE_SAMPLING
 SPEAKERS: tuple[reference.Source, ...] = ("base", "aligned", "joint")  # by kad_source
@@ -71,10 +71,12 @@ def load(library: Path) -> Core:
 COMPILE = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-DKAD_BUILD", '-DKAD_VERSION="0"']
 
 
-def compile_objects(sources: Sequence[Path], include: Sequence[Path], folder: Path) -> list[Path]:
+def compile_objects(
+    sources: Sequence[Path], include: Sequence[Path], folder: Path, further: Sequence[str] = ()
+) -> list[Path]:
     """One object file per source, compiled two at a time. A failing compiler fails the test with its own words."""
     folder.mkdir(parents=True, exist_ok=True)
-    flags = COMPILE + [f"-I{path}" for path in include]
+    flags = [*COMPILE, *further, *(f"-I{path}" for path in include)]
     objects = [folder / f"{source.stem}.o" for source in sources]
     waiting = [[*flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
     for start in range(0, len(waiting), 2):

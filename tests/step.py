@@ -23,9 +23,12 @@ from kad_llama import reference
 HARNESS = law.ROOT / "tests/cpp/table_models.cpp"
 SOURCES = [
     f"runtime/{name}.cpp"
-    for name in ("constraint", "generator", "redraw", "sequence", "speaker", "text_bridge", "utf8")
+    for name in (
+        *("constraint", "drafting", "generator", "ngram", "pacing", "redraw", "sequence"),
+        *("speaker", "stage", "text_bridge", "utf8"),
+    )
 ]
-SPECULATIVE, LAZY, PLAIN = 0, 1, 2
+SPECULATIVE, LAZY, PLAIN, AUTO = 0, 1, 2, 3
 END = b"<end>"
 
 
@@ -158,6 +161,22 @@ def write_events(
     core: law.Core, run: Run, mode: int, draft: int = 3, *, logprobs: bool = False, can_rewind: bool = True
 ) -> tuple[Any, Any]:
     """The same, with everything that the harness tells of an event."""
+    return write_texts(core, run, mode, draft, 1, logprobs=logprobs, can_rewind=can_rewind)[0]
+
+
+def write_texts(
+    core: law.Core,
+    run: Run,
+    mode: int,
+    draft: int,
+    n: int,
+    slots: int = 1,
+    *,
+    logprobs: bool = False,
+    can_rewind: bool = True,
+    ngram: bool = True,
+) -> list[tuple[Any, Any]]:
+    """Texts run.text_number, run.text_number + 1, ..., `slots` of them at a time: the events and the counts of each."""
     ffi, alive = core.ffi, []
     c_run = ffi.new("table_run *")
     tables = [run.base, run.aligned] + ([run.reference] if run.reference else [])
@@ -169,9 +188,14 @@ def write_events(
     for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k", "penalty"):
         setattr(c_run, name, getattr(run, name))
     c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
-    events, result = ffi.new("table_event[]", run.max_tokens), ffi.new("table_result *")
-    law.check(core, core.lib.table_write(c_run, events, run.max_tokens, result))
-    return events[0 : result.n_events], result
+    c_run.n_texts, c_run.n_slots, c_run.ngram = n, slots, int(ngram)
+    events, results = ffi.new("table_event[]", n * run.max_tokens), ffi.new("table_result[]", n)
+    law.check(core, core.lib.table_write(c_run, events, run.max_tokens, results))
+    counts = [ffi.new("table_result *", result) for result in results]  # copies: the arrays end here
+    return [
+        ([ffi.new("table_event *", events[i * run.max_tokens + k]) for k in range(count.n_events)], count)
+        for i, count in enumerate(counts)
+    ]
 
 
 # ---- The oracle ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import core_rows
 import law
 import pytest
 import step
@@ -59,8 +60,9 @@ class Workshop:
     def copy(self, name: str) -> Path:
         tree = self.folder / name
         shutil.copytree(SOURCES, tree)
-        if step.HARNESS.name in self.sources:
-            shutil.copy(step.HARNESS, tree)
+        for harness in (step.HARNESS, core_rows.HARNESS):
+            if harness.name in self.sources:
+                shutil.copy(harness, tree)
         return tree
 
     def build(self, mutant: Mutant) -> law.Core:

@@ -289,6 +289,10 @@ typedef struct kad_engine_params {
     uint64_t         memory_limit;      /* bytes that models, caches and buffers may take; 0 = what the machine has free */
     kad_model_params reference;         /* for implicit-reward alone: the small model before alignment, of the same vocabulary */
     int32_t          max_pass_reference;
+    int32_t          n_parallel;        /* texts that can be written at a time, 1 to 64; 0 = 8, or 1 in reproducible mode. They
+                                           share the n_ctx tokens of the caches, and the last ones wait where those do not hold
+                                           them all; in reproducible mode each has n_ctx tokens of its own, so the caches take
+                                           n_parallel times the memory. Recurrent and hybrid models hold one text */
 } kad_engine_params;
 
 typedef struct kad_engine kad_engine;
@@ -380,6 +384,8 @@ typedef enum kad_mode {
     KAD_MODE_SPECULATIVE = 0, /* the aligned model guesses ahead, the base scores all guesses in one pass */
     KAD_MODE_LAZY        = 1, /* one base pass per token; the aligned model only where it is needed */
     KAD_MODE_PLAIN       = 2, /* both models at every token: the reference */
+    KAD_MODE_AUTO        = 3, /* at every round the one of these that promises most tokens a second, by what passes have taken
+                                 and which guesses were right; guesses also come from an n-gram table of prompt and text */
 } kad_mode;
 
 typedef enum kad_finish {
@@ -433,19 +439,24 @@ typedef struct kad_sequence_params {
        vocabularies a grammar may not name tokens. */
     const char *         grammar;
     const char *         grammar_root;
+    int32_t              ngram;       /* KAD_MODE_AUTO: 1 = guesses may come from the n-gram table, 0 = from the aligned model alone */
 } kad_sequence_params;
 
 typedef struct kad_sequence kad_sequence;
 
-/* Temperature 1, samplers off, 256 tokens, speculative with 3 guesses, seed 0. */
+/* Temperature 1, samplers off, 256 tokens, KAD_MODE_AUTO (KAD_MODE_SPECULATIVE: 3 guesses), seed 0. */
 KAD_API kad_sequence_params kad_sequence_default_params(void);
 
 /* The longest draft that this engine can take: one less than the largest batch it evaluates with every row's logits. */
 KAD_API int32_t kad_max_draft(const kad_engine * engine);
 
+/* How many sequences of this engine can be open at a time; see kad_engine_params.n_parallel. */
+KAD_API int32_t kad_max_parallel(const kad_engine * engine);
+
 /* Starts a text after the given prompts (token ids, one list per model that is loaded; with equal vocabularies usually
- * the same list). Ids are copied. Evaluates nothing yet. An engine runs one sequence at a time: opening the next one
- * supersedes the last, whose later steps answer KAD_BAD_STATE; what both prompts share stays in the caches.
+ * the same list). Ids are copied. Evaluates nothing yet. Each open sequence has a place in the caches, kad_max_parallel() of
+ * them; with none free, opening the next one supersedes the one that was opened first, whose later steps answer
+ * KAD_BAD_STATE. What a prompt shares with what the caches hold is not evaluated again.
  *
  * KAD_INVALID_ARGUMENT; KAD_CONTEXT_TOO_SMALL when a prompt is longer than the context (both numbers in the message). One
  * that fills it exactly is evaluated, and the text ends with KAD_FINISH_CONTEXT before its first token. */
@@ -473,6 +484,14 @@ typedef struct kad_token {
  * Writes the events said, at most `capacity` (>= kad_max_draft() + 1), and their number to *n, which is 0 while the
  * prompt is evaluated or the text has ended. After KAD_INTERRUPTED or another failure the text so far stands, and stepping may go on. */
 KAD_API kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n);
+
+/* The same piece of work for n open sequences of one engine at once: they draft in shared passes, and their guesses are scored
+ * in shared passes. A sequence that has finished, or whose last tokens were not taken yet, is passed over. kad_sequence_take()
+ * then gives what each one said, `capacity` as above, or what went wrong in that one. Here are answered the failures that
+ * stopped them all (KAD_INTERRUPTED, KAD_EVALUATION_FAILED); KAD_INVALID_ARGUMENT for sequences of different engines or one
+ * named twice. With reproducible = 1 each text is what it would be alone. */
+KAD_API kad_status kad_step(kad_sequence * const * sequences, size_t n);
+KAD_API kad_status kad_sequence_take(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n);
 
 KAD_API int32_t kad_sequence_finish(const kad_sequence * sequence); /* a kad_finish */
 
@@ -523,14 +542,14 @@ typedef struct kad_stats {
     int32_t prompt_tokens_aligned;
     int32_t prompt_cached;         /* of the base's prompt, not evaluated again */
     int32_t tokens;                /* events said, end of generation not counted */
-    int32_t base_passes;           /* base evaluations after the prompt */
+    int32_t base_passes;           /* base evaluations after the prompt in which this text took part */
     int32_t aligned_passes;
     int32_t drafted;               /* guesses that an outcome was compared with */
     int32_t accepted;              /* of them right */
     int32_t aligned_tokens;        /* events said by the aligned model */
     double  deferred_mass;         /* mean alpha over the events; NaN under implicit-reward */
     double  prompt_s;              /* until both prompts were evaluated */
-    double  generate_s;            /* after that, inside kad_sequence_step */
+    double  generate_s;            /* after that, inside kad_sequence_step or kad_step, whoever else took part */
     double  base_eval_s;           /* of generate_s: in llama_decode + llama_synchronize of the base */
     double  aligned_eval_s;
     int32_t reference_passes;

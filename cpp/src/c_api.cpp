@@ -1,4 +1,5 @@
 // extern "C": check arguments, catch everything, translate errors. The functions on rows are in c_api_rows.cpp.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -57,6 +58,7 @@ EngineOptions engine_options(const kad_engine_params & params) {
     options.rule                         = params.rule;
     options.n_ctx                        = params.n_ctx;
     options.n_threads                    = params.n_threads;
+    options.n_parallel                   = params.n_parallel;
     options.reproducible                 = params.reproducible != 0;
     options.verbose                      = params.verbose != 0;
     options.max_pass[KAD_ROLE_BASE]      = params.max_pass_base;
@@ -132,7 +134,7 @@ void check_sampling(const kad_sequence_params & params, size_t max_draft) {
                                               "drew, here two models and a rule decide; expected 0 (off)");
     }
     in_range("max_tokens", params.max_tokens, params.max_tokens >= 0, "0 or more");
-    in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_PLAIN, "a kad_mode");
+    in_range("mode", params.mode, params.mode >= KAD_MODE_SPECULATIVE && params.mode <= KAD_MODE_AUTO, "a kad_mode");
     if (params.mode == KAD_MODE_SPECULATIVE && (params.draft < 1 || size_t(params.draft) > max_draft)) {
         throw Error(KAD_INVALID_ARGUMENT, "draft " + std::to_string(params.draft) + " is out of range; expected 1 to " +
                                               std::to_string(max_draft) +
@@ -215,7 +217,7 @@ void read_stats(const kad_sequence & sequence, kad_stats & stats) {
 
 void current_only(const kad_sequence * sequence) {
     need(sequence, "sequence");
-    if (sequence->engine->current != sequence) {
+    if (!sequence->engine->generator().has(*sequence)) {
         throw Error(KAD_BAD_STATE,
                     "this sequence was superseded by another one on the same engine; open it again with its prompt");
     }
@@ -413,8 +415,9 @@ kad_sequence_params kad_sequence_default_params(void) {
     params.temperature         = 1;
     params.top_p               = 1;
     params.max_tokens          = 256;
-    params.mode                = KAD_MODE_SPECULATIVE;
+    params.mode                = KAD_MODE_AUTO;
     params.draft               = 3;
+    params.ngram               = 1;
     params.typical_p           = 1;
     params.repeat_penalty      = 1;
     params.repeat_last_n       = 64;
@@ -424,6 +427,8 @@ kad_sequence_params kad_sequence_default_params(void) {
     params.xtc_threshold       = 0.1;
     return params;
 }
+
+int32_t kad_max_parallel(const kad_engine * engine) { return engine ? int32_t(engine->generator().max_texts()) : 0; }
 
 int32_t kad_max_draft(const kad_engine * engine) { return engine ? int32_t(engine->generator().max_draft()) : 0; }
 
@@ -443,6 +448,7 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         sequence->temperature = given.temperature;
         sequence->max_tokens  = given.max_tokens;
         sequence->logprobs    = given.logprobs != 0;
+        sequence->ngram       = given.ngram != 0;
         for (size_t i = 0; i < given.n_stops; ++i) sequence->stops.emplace_back(given.stops[i]);
         take_prompt(*sequence, *engine, KAD_ROLE_BASE, base_ids, n_base);
         take_prompt(*sequence, *engine, KAD_ROLE_ALIGNED, aligned_ids, n_aligned);
@@ -456,16 +462,72 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
                                         sequence->coins);
             if (!engine->events().shared_ids()) side.tokens = std::make_unique<TextTokens>(*engine->model(role));
         }
-        engine->current = nullptr; // the caches' last text is superseded, even if the next one fails to begin
-        engine->generator().begin(*sequence, kad_mode(given.mode), size_t(given.draft));
-        engine->current = sequence.get();
-        *out            = sequence.release();
+        const size_t draft =
+            given.mode == KAD_MODE_AUTO ? std::min(AUTO_DRAFT, engine->generator().max_draft()) : size_t(given.draft);
+        engine->generator().begin(*sequence, kad_mode(given.mode), draft);
+        *out = sequence.release();
     });
 }
 
 void kad_sequence_close(kad_sequence * sequence) {
-    if (sequence && sequence->engine->current == sequence) sequence->engine->current = nullptr;
+    if (sequence) sequence->engine->generator().leave(*sequence);
     delete sequence;
+}
+
+// One piece of work for each sequence. What went wrong in one of them is in its failure.
+static void step(kad_engine & engine, const std::vector<Sequence *> & sequences) {
+    engine.cancel = false;
+    const CatchInterrupt interrupt(engine.catch_sigint ? &engine.cancel : nullptr);
+    engine.generator().step(sequences);
+}
+
+kad_status kad_step(kad_sequence * const * sequences, size_t n) {
+    return guarded([&] {
+        if (n) need(sequences, "sequences");
+        std::vector<Sequence *> texts;
+        for (size_t i = 0; i < n; ++i) {
+            current_only(sequences[i]);
+            if (sequences[i]->engine != sequences[0]->engine || std::count(sequences, sequences + i, sequences[i])) {
+                throw Error(KAD_INVALID_ARGUMENT, "sequence " + std::to_string(i) +
+                                                      " is of another engine or named twice; expected different "
+                                                      "sequences of one engine");
+            }
+            if (sequences[i]->said.empty()) texts.push_back(sequences[i]);
+        }
+        if (!texts.empty()) step(*sequences[0]->engine, texts);
+    });
+}
+
+// What was said before a failure is handed out first.
+static void hand_out(kad_sequence & sequence, kad_token * tokens, size_t capacity, int32_t & n) {
+    if (sequence.said.empty() && sequence.failure) {
+        const Error failure = *sequence.failure;
+        sequence.failure.reset();
+        throw failure;
+    }
+    if (capacity < sequence.said.size()) {
+        throw Error(KAD_INVALID_ARGUMENT, "capacity " + std::to_string(capacity) + " is too small; " +
+                                              std::to_string(sequence.said.size()) + " tokens were said");
+    }
+    sequence.handed.assign(std::make_move_iterator(sequence.said.begin()),
+                           std::make_move_iterator(sequence.said.end()));
+    sequence.said.clear();
+    for (size_t i = 0; i < sequence.handed.size(); ++i) {
+        const Said & said = sequence.handed[i];
+        tokens[i]         = { said.ids[0],       said.source,          said.bytes.data(),  said.bytes.size(),
+                              said.logprob,      said.base_share,      said.deferred_mass, said.guess,
+                              said.base_logprob, said.aligned_logprob, said.ids.data(),    said.ids.size() };
+    }
+    n = int32_t(sequence.handed.size());
+}
+
+kad_status kad_sequence_take(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n) {
+    return guarded([&] {
+        current_only(sequence);
+        need(tokens, "tokens");
+        need(n, "n");
+        hand_out(*sequence, tokens, capacity, *n);
+    });
 }
 
 kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t capacity, int32_t * n) {
@@ -478,21 +540,13 @@ kad_status kad_sequence_step(kad_sequence * sequence, kad_token * tokens, size_t
             throw Error(KAD_INVALID_ARGUMENT, "capacity " + std::to_string(capacity) +
                                                   " is too small; a step may say " + std::to_string(room) + " tokens");
         }
-        if (sequence->said.empty()) {
-            sequence->engine->cancel = false;
-            const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
-            sequence->engine->generator().step(*sequence);
+        try {
+            if (sequence->said.empty() && !sequence->failure) step(*sequence->engine, { sequence });
+        } catch (const Error & error) {
+            if (sequence->said.empty()) throw;
+            sequence->failure = error;
         }
-        sequence->handed.assign(std::make_move_iterator(sequence->said.begin()),
-                                std::make_move_iterator(sequence->said.end()));
-        sequence->said.clear();
-        for (size_t i = 0; i < sequence->handed.size(); ++i) {
-            const Said & said = sequence->handed[i];
-            tokens[i]         = { said.ids[0],       said.source,          said.bytes.data(),  said.bytes.size(),
-                                  said.logprob,      said.base_share,      said.deferred_mass, said.guess,
-                                  said.base_logprob, said.aligned_logprob, said.ids.data(),    said.ids.size() };
-        }
-        *n = int32_t(sequence->handed.size());
+        hand_out(*sequence, tokens, capacity, *n);
     });
 }
 
@@ -570,8 +624,7 @@ kad_status kad_sequence_rows(kad_sequence * sequence, float * base, float * alig
         const CatchInterrupt interrupt(sequence->engine->catch_sigint ? &sequence->engine->cancel : nullptr);
         float * const        rows[ROLE_COUNT] = { base, aligned, reference };
         for (const kad_role role : ROLES) {
-            if (rows[role])
-                std::memcpy(rows[role], sequence->engine->generator().event_row(*sequence, role), n * sizeof(float));
+            if (rows[role]) sequence->engine->generator().event_row(*sequence, role, rows[role]);
         }
     });
 }

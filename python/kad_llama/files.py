@@ -141,6 +141,7 @@ def measure_passes(
     role: Role,
     *,
     n_ctx: int = 4096,
+    n_parallel: int = 1,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     params: Mapping[str, Any] | None = None,
@@ -148,13 +149,15 @@ def measure_passes(
 ) -> PassInfo:
     """Measure up to how many rows per pass are bit-equal, and with which cache types; keep the answer on disk.
 
+    With `n_parallel` above 1 also the rows of two texts in one pass.
+
     The first time loads the model and takes seconds. The answer is kept per file, build, machine and settings in the
     user's cache folder.
     """
     fields = fields_of(params, f"{role}_params")
     threads = n_threads or default_threads()
     info = inspect_file(path)
-    kept = _kept_file(info, fields, threads, n_gpu_layers)
+    kept = _kept_file(info, fields, threads, n_gpu_layers, n_parallel > 1)
     try:
         return PassInfo(**json.loads(kept.read_text()))
     except (OSError, ValueError, TypeError):
@@ -162,7 +165,7 @@ def measure_passes(
     engine = ffi.new("kad_engine_params *", lib.kad_engine_default_params())
     number = {"base": lib.KAD_ROLE_BASE, "aligned": lib.KAD_ROLE_ALIGNED, "reference": lib.KAD_ROLE_REFERENCE}[role]
     alive = fill_model(getattr(engine, role), path, n_gpu_layers, fields)
-    engine.n_ctx, engine.n_threads = n_ctx, threads
+    engine.n_ctx, engine.n_threads, engine.n_parallel = n_ctx, threads, max(1, n_parallel)
     out = ffi.new("kad_pass_info *")
     report = Progress(engine, progress)
     report.check(lib.kad_measure_passes(engine, number, out))
@@ -174,7 +177,7 @@ def measure_passes(
     return found
 
 
-def _kept_file(info: FileInfo, fields: Mapping[str, float], n_threads: int, n_gpu_layers: int) -> Path:
+def _kept_file(info: FileInfo, fields: Mapping[str, float], n_threads: int, n_gpu_layers: int, several: bool) -> Path:
     library = ffi.new("kad_library_info *")
     check(lib.kad_library(library))
     status = os.stat(info.path)
@@ -193,6 +196,7 @@ def _kept_file(info: FileInfo, fields: Mapping[str, float], n_threads: int, n_gp
         sorted(fields.items()),
         n_threads,
         n_gpu_layers,
+        several,
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return Path(platformdirs.user_cache_dir("kad-llama")) / "passes" / f"{digest[:32]}.json"

@@ -68,7 +68,7 @@ class Stats:
     tokens
         Events said; end of generation is not counted.
     base_passes, aligned_passes, reference_passes
-        Evaluations after the prompt.
+        Evaluations after the prompt; of several texts written at once, those in which this one took part.
     drafted, accepted, acceptance_rate
         Guesses that an outcome was compared with, those that were right, and their share (0 without guesses).
     tokens_per_base_pass
@@ -78,7 +78,7 @@ class Stats:
     aligned_share
         Share of the events said by the aligned model.
     mode, note
-        "speculative", "lazy" or "plain", as it ran; and why it is not what was asked for, "" when it is.
+        "auto", "speculative", "lazy" or "plain", as it ran; and why it is not what was asked for, "" when it is.
     tokens_per_second
         tokens over the time after the prompt.
     prompt_s, wall_s
@@ -100,7 +100,7 @@ class Stats:
     tokens_per_base_pass: float
     deferred_mass: float | None
     aligned_share: float
-    mode: Literal["speculative", "lazy", "plain"]
+    mode: Literal["speculative", "lazy", "plain", "auto"]
     note: str
     tokens_per_second: float
     prompt_s: float

@@ -20,7 +20,7 @@ __all__ = ["Completion", "Score", "ScoredToken", "read_completion", "score_setti
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SOURCES = {"base": 0, "aligned": 1, "joint": 2}
 # Keywords of `generate` that say how a text is written.
-_OF_A_RUN = ("max_tokens", "stop", "draft", "spec", "logprobs", "grammar", "json_schema", "mirostat")
+_OF_A_RUN = ("max_tokens", "stop", "draft", "ngram", "spec", "logprobs", "grammar", "json_schema", "mirostat")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from kad_llama import prompts
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import Progress, check, text
+from kad_llama.batch import Job, write_texts
 from kad_llama.errors import InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
 from kad_llama.rules import RULES, c_rule
 from kad_llama.scoring import Completion, Score, read_completion, score_settings, show_score_settings
 from kad_llama.settings import Settings, read_settings, show_settings
-from kad_llama.stream import Stream
+from kad_llama.stream import Stream, seed_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -122,6 +123,10 @@ class KadLlama:
         The temperature > 0 at which the rule compares probabilities, or "sampling" for the sampling temperature.
     n_ctx
         Tokens per model, prompt and answer; capped by both models' training length.
+    n_parallel
+        Texts written at a time, 1 to 64; None is 8, or 1 in reproducible mode. They share the `n_ctx` tokens of the caches,
+        and the last ones wait where those do not hold them all. In reproducible mode each has `n_ctx` tokens of its own, and
+        the caches take `n_parallel` times the memory. Recurrent and hybrid models write one text at a time.
     n_threads
         Threads; None is the physical cores.
     n_gpu_layers, n_gpu_layers_aligned
@@ -165,6 +170,7 @@ class KadLlama:
         reference: Path | None = None,
         rule_temperature: float | Literal["sampling"] = 1.0,
         n_ctx: int = 4096,
+        n_parallel: int | None = None,
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
         n_gpu_layers_aligned: int = -1,
@@ -189,16 +195,20 @@ class KadLlama:
             ("n_gpu_layers", n_gpu_layers),
             ("n_gpu_layers_aligned", n_gpu_layers_aligned),
             ("n_threads", n_threads),
+            ("n_parallel", n_parallel),
         ):
-            if value is None and name == "n_threads":
+            if value is None and name in ("n_threads", "n_parallel"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not -(2**31) <= value < 2**31:
                 raise InvalidArgumentError(f"{name} is {value!r}; expected a whole number")
         if n_threads is not None and n_threads < 1:
             raise InvalidArgumentError(f"n_threads is {n_threads}; expected at least 1, or None for the physical cores")
+        if n_parallel is not None and n_parallel < 1:
+            raise InvalidArgumentError(f"n_parallel is {n_parallel}; expected 1 to 64 texts at a time, or None")
         params = ffi.new("kad_engine_params *", lib.kad_engine_default_params())
         params.rule = c_rule(rule, threshold, rule_temperature)[0]
         params.n_ctx = n_ctx
+        params.n_parallel = n_parallel or 0
         params.n_threads = n_threads or default_threads()
         params.reproducible = bool(reproducible)
         params.verbose = bool(verbose)
@@ -226,6 +236,7 @@ class KadLlama:
                     path,
                     role,
                     n_ctx=n_ctx,
+                    n_parallel=params.n_parallel,
                     n_threads=params.n_threads,
                     n_gpu_layers=layers,
                     params=given,
@@ -301,6 +312,13 @@ class KadLlama:
             self._need_open()
             return int(lib.kad_max_draft(self._engine))
 
+    @property
+    def n_parallel(self) -> int:
+        """How many texts can be written at a time."""
+        with self._using:
+            self._need_open()
+            return int(lib.kad_max_parallel(self._engine))
+
     # ---- Text and tokens --------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, role: Role = "base", special: bool = False) -> list[int]:
@@ -369,9 +387,21 @@ class KadLlama:
 
     # ---- Generating -------------------------------------------------------------------------------------------------
 
+    @overload
+    def generate(
+        self, prompt: Messages, *, raw: bool = ..., n: None = ..., **settings: Unpack[Keywords]
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: Messages, *, raw: bool = ..., n: int, **settings: Unpack[Keywords]
+    ) -> list[Generation]: ...
+
     @show_settings
-    def generate(self, prompt: Messages, *, raw: bool = False, **settings: Unpack[Keywords]) -> Generation:
-        """Write one answer.
+    def generate(
+        self, prompt: Messages, *, raw: bool = False, n: int | None = None, **settings: Unpack[Keywords]
+    ) -> Generation | list[Generation]:
+        """Write one answer, or with `n` a list of n answers to the same prompt.
 
         Parameters
         ----------
@@ -379,6 +409,9 @@ class KadLlama:
             A user's message, or chat messages: dicts with "role" and "content". With `raw`, the text to go on from.
         raw
             No templates: both models go on from the text as it stands, special-token spellings read as tokens.
+        n
+            Write n answers at once, 1 or more: a list. They are texts number `text_number`, `text_number` + 1, ... of the
+            seed; `n_parallel` of them at a time share the passes of both models.
         max_tokens
             Most events, 0 or more; a character made of several tokens is one event.
         temperature
@@ -411,7 +444,10 @@ class KadLlama:
         stop
             Strings that end the text before them.
         draft
-            Guesses per base pass, 1 to `max_draft`; 0 runs lazily: the aligned model only where it is needed.
+            Guesses per base pass. "auto" chooses at every round by what passes have taken on this machine and which guesses
+            were right in this text; 1 to `max_draft` is fixed; 0 runs lazily: the aligned model only where it is needed.
+        ngram
+            With draft="auto": guesses may also come from an n-gram table of prompt and text.
         spec
             False runs both models at every token, the reference.
         logprobs
@@ -429,6 +465,10 @@ class KadLlama:
             On Ctrl-C, within a pass where the backend can stop, whatever the program's own handler does; the instance
             stays usable. This and every error in mid-text has the text so far as its attribute `partial`, a `Generation`.
         """
+        if n is not None:
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+                raise InvalidArgumentError(f"n is {n!r}; expected a whole number of at least 1")
+            return self.generate_many([prompt] * int(n), raw=raw, **settings)
         stream = self.stream(prompt, raw=raw, **settings)
         try:
             with stream:
@@ -438,6 +478,42 @@ class KadLlama:
             error.partial = stream.partial  # type: ignore[attr-defined]
             raise
         return stream.result
+
+    @show_settings
+    def generate_many(
+        self, prompts: Sequence[Messages], *, raw: bool = False, **settings: Unpack[Keywords]
+    ) -> list[Generation]:
+        """Write an answer to each prompt, `n_parallel` of them at a time: parameters and errors of `generate`.
+
+        Text i is text number `text_number` + i of the seed, and in reproducible mode what ``generate`` would write with that
+        number alone. An error in mid-text has the texts so far as its attribute `partial`, a list, None for a text that
+        had not begun.
+
+        Returns
+        -------
+        list of Generation
+            In the order of `prompts`. Times and passes of each are those it took part in.
+        """
+        self._need_open()
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise InvalidArgumentError(f"prompts is {prompts!r}; expected a list of prompts")
+        chosen = read_settings(**settings)
+        release = self._acquire()
+        try:
+            return write_texts(self._engine, self._jobs(prompts, raw, chosen))
+        finally:
+            release()
+
+    def _jobs(self, prompts: Sequence[Messages], raw: bool, settings: Settings) -> list[Job]:
+        self._check_draft(settings)
+        seed = seed_of(settings)
+        jobs: list[Job] = []
+        for i, prompt in enumerate(prompts):
+            same = i > 0 and prompt is prompts[i - 1]
+            built = jobs[-1].prompt if same else self.prompt(prompt, raw)
+            number = replace(settings, text_number=(settings.text_number + i) % 2**64)
+            jobs.append(Job(built, number, seed))
+        return jobs
 
     @show_settings
     def stream(self, prompt: Messages, *, raw: bool = False, **settings: Unpack[Keywords]) -> Stream:
@@ -458,11 +534,14 @@ class KadLlama:
             release()
             raise
 
-    def _start(self, prompt: Messages, raw: bool, settings: Settings, release: Callable[[], None]) -> Stream:
-        if settings.spec and settings.draft > self.max_draft:
+    def _check_draft(self, settings: Settings) -> None:
+        if settings.spec and settings.draft != "auto" and settings.draft > self.max_draft:
             raise InvalidArgumentError(
                 f"draft is {settings.draft}; expected at most {self.max_draft} guesses per pass (the batch holds no more)"
             )
+
+    def _start(self, prompt: Messages, raw: bool, settings: Settings, release: Callable[[], None]) -> Stream:
+        self._check_draft(settings)
         built = self.prompt(prompt, raw)
         stream = Stream(self._engine, built, settings, release)
         self._stream = weakref.ref(stream)

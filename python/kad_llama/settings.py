@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class Keywords(TypedDict, total=False):
     json_schema: str | Mapping[str, Any] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    draft: int
+    draft: int | Literal["auto"]
+    ngram: bool
     spec: bool
     logprobs: bool
     text_number: int
@@ -80,7 +81,8 @@ class Settings:
     json_schema: str | Mapping[str, Any] | None = None
     seed: int | None = None
     stop: tuple[str, ...] | None = None
-    draft: int = 3
+    draft: int | Literal["auto"] = "auto"
+    ngram: bool = True
     spec: bool = True
     logprobs: bool = False
     text_number: int = 0
@@ -139,9 +141,13 @@ _WHOLE = {
 
 def _checked(name: str, value: Any) -> Any:
     """Return one keyword's value in the type of `Settings`; ranges of samplers are the C API's to check."""
+    if name == "draft" and isinstance(value, str):
+        if value != "auto":
+            raise InvalidArgumentError(f'draft is {value!r}; expected "auto", or a whole number of at least 0')
+        return value
     if name in _WHOLE:
         return _whole(name, value, *_WHOLE[name])
-    if name in ("spec", "logprobs"):
+    if name in ("spec", "logprobs", "ngram"):
         return bool(value)
     if name in ("stop", "dry_sequence_breakers"):
         return _texts(name, value)

@@ -26,10 +26,11 @@ from kad_llama.settings import Settings, read_settings
 
 __all__ = ["Settings", "Stream", "read_settings"]
 
-_MODES: dict[int, Literal["speculative", "lazy", "plain"]] = {
+_MODES: dict[int, Literal["speculative", "lazy", "plain", "auto"]] = {
     lib.KAD_MODE_SPECULATIVE: "speculative",
     lib.KAD_MODE_LAZY: "lazy",
     lib.KAD_MODE_PLAIN: "plain",
+    lib.KAD_MODE_AUTO: "auto",
 }
 # Numbers that the C API takes by the same name.
 _PLAIN = (
@@ -52,32 +53,47 @@ def _strings(texts: Iterable[str]) -> tuple[list[Any], Any]:
     return owned, ffi.new("char *[]", owned)
 
 
-class Stream:
-    """An iterator of `Token`; `result` is the `Generation` once it has ended, also when it was closed or interrupted.
+def _mode(settings: Settings) -> tuple[int, int]:
+    """Return the kad_mode and the draft of these settings."""
+    if not settings.spec:
+        return lib.KAD_MODE_PLAIN, 1
+    if settings.draft == "auto":
+        return lib.KAD_MODE_AUTO, 1
+    return (lib.KAD_MODE_SPECULATIVE, settings.draft) if settings.draft else (lib.KAD_MODE_LAZY, 1)
+
+
+def seed_of(settings: Settings) -> int:
+    """Return the seed, drawn where none is given."""
+    return secrets.randbits(32) if settings.seed is None else settings.seed
+
+
+def let_interrupt_in(engine: Any) -> None:
+    """Python runs signal handlers in the main thread, after a call: there Ctrl-C is let into the call."""
+    main = threading.current_thread() is threading.main_thread()
+    lib.kad_engine_catch_sigint(engine, main)
+
+
+class Text:
+    """One text being written in an engine: its sequence, what it said, what is held back.
 
     Tokens are held back while their bytes do not make whole characters and while a stop string may still take them away.
     """
 
-    def __init__(self, engine: Any, prompt: Prompt, settings: Settings, release: Callable[[], None]) -> None:
+    def __init__(self, engine: Any, prompt: Prompt, settings: Settings, seed: int) -> None:
         self._start = time.perf_counter()
-        self._lock = threading.RLock()  # one thread at a time reads, closes or asks
-        self._ending = threading.Lock()  # the engine may be cancelled only while this text is open
-        self._closing = False
         self._engine = engine
         self._settings = settings
-        self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        self._release: Callable[[], None] | None = None
-        self._sequence: Any = ffi.NULL
+        self._seed = seed
+        self.sequence: Any = ffi.NULL
         self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
-        self._ready: deque[Token] = deque()  # to be handed out
+        self.ready: deque[Token] = deque()  # to be handed out
         self._held: deque[tuple[Token, int]] = deque()  # with the text's length in bytes after each
         self._partial: list[Token] = []  # settled, but the last character goes on
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._bytes = 0
         self._tokens: list[Token] = []
-        self._result: Generation | None = None
+        self.said = 0  # tokens of the last step in the buffer
         self._open(prompt)
-        self._release = release
 
     def _open(self, prompt: Prompt) -> None:
         chosen = self._settings
@@ -85,10 +101,8 @@ class Stream:
         params.seed = self._seed
         for name in _PLAIN:
             setattr(params, name, getattr(chosen, name))
-        params.mode = lib.KAD_MODE_PLAIN
-        if chosen.spec:
-            params.mode = lib.KAD_MODE_SPECULATIVE if chosen.draft else lib.KAD_MODE_LAZY
-        params.draft = max(1, chosen.draft)
+        params.mode, params.draft = _mode(chosen)
+        params.ngram = chosen.ngram
         params.logprobs = chosen.logprobs
         biases = chosen.logit_bias or {}
         lists = {
@@ -107,47 +121,32 @@ class Stream:
         base, aligned = (ffi.new("int32_t[]", ids or []) for ids in (prompt.base_ids, prompt.aligned_ids))
         out = ffi.new("kad_sequence **")
         check(lib.kad_sequence_open(self._engine, params, base, len(base), aligned, len(aligned), out))
-        self._sequence = out[0]
+        self.sequence = out[0]
         del alive
 
-    # ---- Reading ----------------------------------------------------------------------------------------------------
+    def take(self, count: int | None = None) -> bool:
+        """Take over what was said: `count` tokens in the buffer, or what the engine has. True when the text has ended."""
+        if count is None:
+            size = ffi.new("int32_t *")
+            check(lib.kad_sequence_take(self.sequence, self._buffer, len(self._buffer), size))
+            count = size[0]
+        for i in range(count):
+            self._hold(self._buffer[i])
+        ended = bool(lib.kad_sequence_finish(self.sequence) != lib.KAD_FINISH_NONE)
+        self.settle(ended)
+        return ended
 
-    def __iter__(self) -> Iterator[Token]:
-        return self
-
-    def __next__(self) -> Token:
-        with self._lock:
-            while not self._ready:
-                if self._closing:
-                    self._end(interrupted=True)
-                if self._sequence == ffi.NULL:
-                    raise StopIteration
-                self._step()
-            return self._ready.popleft()
-
-    def _step(self) -> None:
-        """One piece of work: a block of the prompt, or one round."""
+    def step(self) -> int:
+        """One piece of work for this text alone: the status."""
         count = ffi.new("int32_t *")
-        try:
-            self._let_interrupt_in()
-            status = lib.kad_sequence_step(self._sequence, self._buffer, len(self._buffer), count)
-            if status == lib.KAD_INTERRUPTED and self._closing:
-                return self._end(interrupted=True)  # close() in another thread
-            check(status)
-            for i in range(count[0]):
-                self._hold(self._buffer[i])
-            ended = lib.kad_sequence_finish(self._sequence) != lib.KAD_FINISH_NONE
-            self._settle(ended)
-        except BaseException:
-            self._end(interrupted=True)
-            raise
-        if ended:
-            self._end(interrupted=False)
+        status = lib.kad_sequence_step(self.sequence, self._buffer, len(self._buffer), count)
+        self.said = count[0]
+        return int(status)
 
-    def _let_interrupt_in(self) -> None:
-        """Python runs signal handlers in the main thread, after a call: there Ctrl-C is let into the call."""
-        main = threading.current_thread() is threading.main_thread()
-        lib.kad_engine_catch_sigint(self._engine, main)
+    def close(self) -> None:
+        """Give up the sequence; what was written stays."""
+        sequence, self.sequence = self.sequence, ffi.NULL
+        lib.kad_sequence_close(sequence)
 
     def _hold(self, said: Any) -> None:
         self._bytes += said.n_bytes
@@ -166,10 +165,10 @@ class Stream:
         )
         self._held.append((token, self._bytes))
 
-    def _settle(self, ended: bool) -> None:
+    def settle(self, ended: bool) -> None:
         """Hand out what can no longer change: whole characters that no stop string can take away."""
         length, settled = ffi.new("size_t *"), ffi.new("size_t *")
-        check(lib.kad_sequence_length(self._sequence, length, settled))
+        check(lib.kad_sequence_length(self.sequence, length, settled))
         while self._held and (ended or self._held[0][1] <= settled[0]):
             token, end = self._held.popleft()
             begin = end - len(token.bytes)
@@ -185,81 +184,13 @@ class Stream:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        self._ready.extend(self._partial)
+        self.ready.extend(self._partial)
         self._tokens.extend(self._partial)
         self._partial.clear()
 
-    def rows(self, n: int, models: int) -> tuple[NDArray[np.float32], ...]:
-        """Return the rows of base, aligned and (with models=3) reference at the next position, `n` events each."""
-        rows = tuple(np.empty(n, np.float32) for _ in range(models))
-        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in rows]
-        pointers += [ffi.NULL] * (3 - models)
-        with self._lock:
-            if self._sequence == ffi.NULL:
-                raise StateError("this stream has ended; its rows are gone")
-            self._let_interrupt_in()
-            check(lib.kad_sequence_rows(self._sequence, *pointers, n))
-        return rows
-
-    def score(
-        self, ids: Sequence[Sequence[int]], sources: Sequence[int] | None, *, events: bool
-    ) -> list[tuple[float, float, float, float, float]]:
-        """Score a given text instead of writing one, which ends this stream: the fields of ``kad_score`` for every entry.
-
-        `events`: an entry is an event of one or more ids; else it is one id.
-        """
-        flat = ffi.new("int32_t[]", [token for entry in ids for token in entry])
-        counts = ffi.new("int32_t[]", [len(entry) for entry in ids]) if events else ffi.NULL
-        speakers = ffi.NULL if sources is None else ffi.new("int32_t[]", sources)
-        out = ffi.new("kad_score[]", len(ids))
-        with self._lock:
-            if self._sequence == ffi.NULL:
-                raise StateError("this stream has ended; open a new one to score a text")
-            self._let_interrupt_in()
-            check(lib.kad_sequence_score(self._sequence, flat, counts, speakers, len(ids), out))
-        return [(s.logprob, s.base_logprob, s.aligned_logprob, s.deferred_mass, s.base_share) for s in out]
-
-    # ---- Ending -----------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """End the text here, if it goes on, and free the instance for the next call. May be called again.
-
-        From another thread it stops the evaluation that runs; the thread that reads the stream comes to its end.
-        """
-        self._closing = True
-        while not self._lock.acquire(timeout=0.01):
-            with self._ending:
-                if self._sequence != ffi.NULL:
-                    lib.kad_engine_cancel(self._engine)
-        try:
-            self._end(interrupted=True)
-        finally:
-            self._lock.release()
-
-    def _end(self, interrupted: bool) -> None:
-        if self._sequence == ffi.NULL:
-            return
-        try:
-            if interrupted:
-                self._settle(ended=True)
-            self._result = self._summary(interrupted)
-        finally:
-            with self._ending:
-                sequence, self._sequence = self._sequence, ffi.NULL
-            lib.kad_sequence_close(sequence)
-            if self._release is not None:
-                release, self._release = self._release, None
-                release()
-
-    @property
     def stats(self) -> Stats:
-        """The statistics so far; those of the result once the stream has ended."""
-        with self._lock:
-            return self._read_stats() if self._result is None else self._result.stats
-
-    def _read_stats(self) -> Stats:
         c = ffi.new("kad_stats *")
-        check(lib.kad_sequence_stats(self._sequence, c))
+        check(lib.kad_sequence_stats(self.sequence, c))
         return Stats(
             prompt_tokens=c.prompt_tokens,
             prompt_tokens_aligned=c.prompt_tokens_aligned,
@@ -275,7 +206,7 @@ class Stream:
             deferred_mass=_or_none(c.deferred_mass),
             aligned_share=c.aligned_tokens / c.tokens if c.tokens else 0.0,
             mode=_MODES[c.mode],
-            note=text(lib.kad_sequence_note(self._sequence)),
+            note=text(lib.kad_sequence_note(self.sequence)),
             tokens_per_second=c.tokens / c.generate_s if c.generate_s else 0.0,
             prompt_s=c.prompt_s,
             wall_s=time.perf_counter() - self._start,
@@ -284,15 +215,132 @@ class Stream:
             reference_eval_s=c.reference_eval_s,
         )
 
-    def _summary(self, interrupted: bool) -> Generation:
-        finish = lib.kad_sequence_finish(self._sequence)
+    def summary(self, interrupted: bool) -> Generation:
+        finish = lib.kad_sequence_finish(self.sequence)
         reason: Literal["stop", "length", "interrupted"] = "length"
         if interrupted or finish == lib.KAD_FINISH_NONE:
             reason = "interrupted"
         elif finish in (lib.KAD_FINISH_EOG, lib.KAD_FINISH_STOP):
             reason = "stop"
         joined = "".join(token.text for token in self._tokens)
-        return Generation(joined, list(self._tokens), reason, self._seed, self._read_stats())
+        return Generation(joined, list(self._tokens), reason, self._seed, self.stats())
+
+
+class Stream:
+    """An iterator of `Token`; `result` is the `Generation` once it has ended, also when it was closed or interrupted.
+
+    Tokens are held back while their bytes do not make whole characters and while a stop string may still take them away.
+    """
+
+    def __init__(self, engine: Any, prompt: Prompt, settings: Settings, release: Callable[[], None]) -> None:
+        self._lock = threading.RLock()  # one thread at a time reads, closes or asks
+        self._ending = threading.Lock()  # the engine may be cancelled only while this text is open
+        self._closing = False
+        self._engine = engine
+        self._release: Callable[[], None] | None = None
+        self._result: Generation | None = None
+        self._open = False
+        self._text = Text(engine, prompt, settings, seed_of(settings))
+        self._open = True
+        self._release = release
+
+    # ---- Reading ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        with self._lock:
+            while not self._text.ready:
+                if self._closing:
+                    self._end(interrupted=True)
+                if not self._open:
+                    raise StopIteration
+                self._step()
+            return self._text.ready.popleft()
+
+    def _step(self) -> None:
+        """One piece of work: a block of the prompt, or one round."""
+        try:
+            let_interrupt_in(self._engine)
+            status = self._text.step()
+            if status == lib.KAD_INTERRUPTED and self._closing:
+                return self._end(interrupted=True)  # close() in another thread
+            check(status)
+            ended = self._text.take(self._text.said)
+        except BaseException:
+            self._end(interrupted=True)
+            raise
+        if ended:
+            self._end(interrupted=False)
+
+    def rows(self, n: int, models: int) -> tuple[NDArray[np.float32], ...]:
+        """Return the rows of base, aligned and (with models=3) reference at the next position, `n` events each."""
+        rows = tuple(np.empty(n, np.float32) for _ in range(models))
+        pointers = [ffi.cast("float *", ffi.from_buffer(row, require_writable=True)) for row in rows]
+        pointers += [ffi.NULL] * (3 - models)
+        with self._lock:
+            if not self._open:
+                raise StateError("this stream has ended; its rows are gone")
+            let_interrupt_in(self._engine)
+            check(lib.kad_sequence_rows(self._text.sequence, *pointers, n))
+        return rows
+
+    def score(
+        self, ids: Sequence[Sequence[int]], sources: Sequence[int] | None, *, events: bool
+    ) -> list[tuple[float, float, float, float, float]]:
+        """Score a given text instead of writing one, which ends this stream: the fields of ``kad_score`` for every entry.
+
+        `events`: an entry is an event of one or more ids; else it is one id.
+        """
+        flat = ffi.new("int32_t[]", [token for entry in ids for token in entry])
+        counts = ffi.new("int32_t[]", [len(entry) for entry in ids]) if events else ffi.NULL
+        speakers = ffi.NULL if sources is None else ffi.new("int32_t[]", sources)
+        out = ffi.new("kad_score[]", len(ids))
+        with self._lock:
+            if not self._open:
+                raise StateError("this stream has ended; open a new one to score a text")
+            let_interrupt_in(self._engine)
+            check(lib.kad_sequence_score(self._text.sequence, flat, counts, speakers, len(ids), out))
+        return [(s.logprob, s.base_logprob, s.aligned_logprob, s.deferred_mass, s.base_share) for s in out]
+
+    # ---- Ending -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the text here, if it goes on, and free the instance for the next call. May be called again.
+
+        From another thread it stops the evaluation that runs; the thread that reads the stream comes to its end.
+        """
+        self._closing = True
+        while not self._lock.acquire(timeout=0.01):
+            with self._ending:
+                if self._open:
+                    lib.kad_engine_cancel(self._engine)
+        try:
+            self._end(interrupted=True)
+        finally:
+            self._lock.release()
+
+    def _end(self, interrupted: bool) -> None:
+        if not self._open:
+            return
+        try:
+            if interrupted:
+                self._text.settle(ended=True)
+            self._result = self._text.summary(interrupted)
+        finally:
+            with self._ending:
+                self._open = False
+            self._text.close()
+            if self._release is not None:
+                release, self._release = self._release, None
+                release()
+
+    @property
+    def stats(self) -> Stats:
+        """The statistics so far; those of the result once the stream has ended."""
+        with self._lock:
+            return self._text.stats() if self._result is None else self._result.stats
 
     @property
     def partial(self) -> Generation | None:

@@ -38,6 +38,9 @@ typedef struct table_run {
     int32_t       top_k;   // samplers of both speakers: this many tokens stay, 0 = all
     double        penalty; // and the logit of the context's last id is lowered by this
     table_grammar grammar;
+    int32_t       n_texts; // written at once, numbers text_number, text_number + 1, ...
+    int32_t       n_slots; // at most so many at a time
+    int32_t       ngram;   // mode 3: guesses from the table
 } table_run;
 
 typedef struct table_event {
@@ -50,8 +53,9 @@ typedef struct table_result {
     int32_t n_events, finish, mode, drafted, accepted, base_passes, aligned_passes;
 } table_result;
 
-// One text; at most `capacity` events. n_events and finish say how it ended.
-int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * result);
+// The texts; at most `capacity` events each, those of text i from events[i * capacity] on. n_events and finish say how each
+// ended.
+int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * results);
 /* table: end */
 }
 
@@ -61,32 +65,46 @@ using namespace kad;
 
 class TableModel : public LanguageModel, public Vocabulary {
 public:
-    TableModel(const table_model & table, size_t n_ctx) : table_(table), n_ctx_(n_ctx) {
+    TableModel(const table_model & table, size_t n_ctx, size_t n_slots) : table_(table), n_ctx_(n_ctx), held_(n_slots) {
         for (int32_t i = 0; i < table.n_vocab; ++i) words_.emplace_back(table.bytes[i], size_t(table.n_bytes[i]));
     }
 
     size_t n_vocab() const override { return words_.size(); }
     size_t n_ctx() const override { return n_ctx_; }
+    size_t n_slots() const override { return held_.size(); }
+    bool   shares_cells() const override { return true; }
     size_t max_batch() const override { return size_t(table_.max_batch); }
     size_t max_rows() const override { return size_t(table_.max_batch); }
     bool   can_rewind() const override { return table_.can_rewind != 0; }
 
-    void evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) override {
-        if (at != held_.size() || n > max_batch() || n_rows > n || at + n > n_ctx_)
-            throw Error(KAD_INTERNAL_ERROR, "a pass out of step");
-        held_.insert(held_.end(), tokens, tokens + n);
-        first_ = held_.size() - n_rows;
+    void evaluate(const Piece * pieces, size_t n_pieces) override {
+        rows_.clear();
+        size_t n = 0, slots = 0;
+        for (size_t k = 0; k < n_pieces; ++k) {
+            const Piece & piece = pieces[k];
+            auto &        held  = held_.at(piece.slot);
+            if (piece.at != held.size() || piece.n_rows > piece.n || piece.at + piece.n > n_ctx_ ||
+                (slots >> piece.slot & 1))
+                throw Error(KAD_INTERNAL_ERROR, "a pass out of step");
+            slots |= size_t(1) << piece.slot;
+            held.insert(held.end(), piece.tokens, piece.tokens + piece.n);
+            for (size_t i = piece.n - piece.n_rows; i < piece.n; ++i)
+                rows_.push_back(row_after(held, piece.at + i + 1));
+            n += piece.n;
+        }
+        if (n > max_batch() || n == 0 || total() > n_ctx_) throw Error(KAD_INTERNAL_ERROR, "a pass too large");
     }
+    void synchronize() override {}
     // llama.cpp hands out a buffer that the next pass overwrites: so does this.
-    const float * row(size_t i) const override {
-        const size_t length = first_ + i + 1;
-        const size_t which  = (length % size_t(table_.period)) * words_.size() + size_t(held_.at(length - 1));
-        buffer_.assign(table_.rows + which * words_.size(), table_.rows + (which + 1) * words_.size());
-        return buffer_.data();
+    float * row(size_t i) override { return rows_.at(i).data(); }
+    void    drop(size_t slot, size_t keep) override {
+        if (keep > held_.at(slot).size() || (keep > 0 && !can_rewind()))
+            throw Error(KAD_INTERNAL_ERROR, "a rewind out of step");
+        held_[slot].resize(keep);
     }
-    void drop(size_t keep) override {
-        if (keep > held_.size() || (keep > 0 && !can_rewind())) throw Error(KAD_INTERNAL_ERROR, "a rewind out of step");
-        held_.resize(keep);
+    void copy(size_t from, size_t to, size_t n) override {
+        if (!held_.at(to).empty() || n > held_.at(from).size()) throw Error(KAD_INTERNAL_ERROR, "a copy out of step");
+        held_[to].assign(held_[from].begin(), held_[from].begin() + ptrdiff_t(n));
     }
 
     size_t              size() const override { return words_.size(); }
@@ -108,12 +126,22 @@ public:
     }
 
 private:
-    const table_model &        table_;
-    size_t                     n_ctx_;
-    std::vector<std::string>   words_;
-    std::vector<Token>         held_;
-    size_t                     first_ = 0;
-    mutable std::vector<float> buffer_;
+    const table_model &             table_;
+    size_t                          n_ctx_;
+    std::vector<std::string>        words_;
+    std::vector<std::vector<Token>> held_; // by slot
+    std::vector<std::vector<float>> rows_;
+
+    size_t total() const {
+        size_t n = 0;
+        for (const auto & held : held_) n += held.size();
+        return n;
+    }
+    std::vector<float> row_after(const std::vector<Token> & held, size_t length) const {
+        const size_t  which = (length % size_t(table_.period)) * words_.size() + size_t(held.at(length - 1));
+        const float * begin = table_.rows + which * words_.size();
+        return { begin, begin + words_.size() };
+    }
 };
 
 // Lowers the last id, then keeps the k best: equal ones by the lower id.
@@ -193,52 +221,89 @@ void hand_out(Sequence & sequence, table_event * events, int32_t capacity, table
 
 } // namespace
 
-int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * result) {
-    return guarded([&] {
-        std::unique_ptr<TableModel> models[ROLE_COUNT];
-        LanguageModel *             speaking[ROLE_COUNT] = {};
-        Settings                    settings;
+namespace {
+
+// Two models or three, and the loop over texts in them.
+struct Tables {
+    const table_run &           run;
+    std::unique_ptr<TableModel> models[ROLE_COUNT];
+    std::unique_ptr<EventSpace> space;
+    std::unique_ptr<Generator>  generator;
+
+    explicit Tables(const table_run & run) : run(run) {
+        LanguageModel * speaking[ROLE_COUNT] = {};
+        Settings        settings;
         for (const kad_role role : ROLES) {
-            if (run->models[role].n_vocab == 0) continue;
-            models[role]                = std::make_unique<TableModel>(run->models[role], size_t(run->n_ctx));
-            speaking[role]              = models[role].get();
+            if (run.models[role].n_vocab == 0) continue;
+            models[role]   = std::make_unique<TableModel>(run.models[role], size_t(run.n_ctx), size_t(run.n_slots));
+            speaking[role] = models[role].get();
             settings.architecture[role] = "table";
         }
-        const bool       equal = compare(*models[KAD_ROLE_BASE], *models[KAD_ROLE_ALIGNED]).equal;
-        const EventSpace space(models[0].get(), models[1].get(), equal, models[2].get());
-        settings.rule  = run->rule;
-        settings.n_ctx = size_t(run->n_ctx);
-        Generator generator(speaking, space, settings);
-        Sequence  sequence;
-        sequence.coins       = { run->seed, run->text_number };
-        sequence.temperature = run->temperature;
-        sequence.max_tokens  = run->max_tokens;
-        sequence.logprobs    = run->logprobs != 0;
-        Constraint constraint(space);
+        const bool equal = compare(*models[KAD_ROLE_BASE], *models[KAD_ROLE_ALIGNED]).equal;
+        space            = std::make_unique<EventSpace>(models[0].get(), models[1].get(), equal, models[2].get());
+        settings.rule    = run.rule;
+        settings.n_ctx   = size_t(run.n_ctx);
+        generator        = std::make_unique<Generator>(speaking, *space, settings);
+    }
+
+    std::unique_ptr<Sequence> text(uint64_t number) {
+        auto sequence         = std::make_unique<Sequence>();
+        sequence->coins       = { run.seed, number };
+        sequence->temperature = run.temperature;
+        sequence->max_tokens  = run.max_tokens;
+        sequence->logprobs    = run.logprobs != 0;
+        sequence->ngram       = run.ngram != 0;
+        Constraint constraint(*space);
         for (const kad_role role : ROLES) {
             if (!models[role]) continue;
-            const table_model & table = run->models[role];
-            Side &              side  = sequence.sides[role];
+            const table_model & table = run.models[role];
+            Side &              side  = sequence->sides[role];
             side.context.assign(table.prompt, table.prompt + table.n_prompt);
-            if (run->top_k || run->penalty != 0) side.shaper = std::make_unique<TableShaper>(run->top_k, run->penalty);
-            if (!space.shared_ids()) side.tokens = std::make_unique<TextTokens>(*models[role]);
-            if (!space.shared_ids() || role == KAD_ROLE_BASE)
-                constraint.add(role, std::make_unique<TableGrammar>(run->grammar, *models[role]));
+            if (run.top_k || run.penalty != 0) side.shaper = std::make_unique<TableShaper>(run.top_k, run.penalty);
+            if (!space->shared_ids()) side.tokens = std::make_unique<TextTokens>(*models[role]);
+            if (!space->shared_ids() || role == KAD_ROLE_BASE)
+                constraint.add(role, std::make_unique<TableGrammar>(run.grammar, *models[role]));
         }
-        if (run->grammar.n_states) sequence.constraints.push_back(std::move(constraint));
-        generator.begin(sequence, kad_mode(run->mode), size_t(run->draft));
-        *result = {};
-        while (sequence.finish == KAD_FINISH_NONE) {
-            generator.step(sequence);
-            hand_out(sequence, events, capacity, *result);
-        }
+        if (run.grammar.n_states) sequence->constraints.push_back(std::move(constraint));
+        return sequence;
+    }
+
+    void summarise(const Sequence & sequence, table_result & result) {
         kad_stats stats = {};
-        generator.read_counts(sequence, stats);
-        result->finish         = sequence.finish;
-        result->mode           = sequence.mode;
-        result->drafted        = sequence.drafted;
-        result->accepted       = sequence.accepted;
-        result->base_passes    = stats.base_passes;
-        result->aligned_passes = stats.aligned_passes;
+        generator->read_counts(sequence, stats);
+        result.finish         = sequence.finish;
+        result.mode           = sequence.mode;
+        result.drafted        = sequence.drafted;
+        result.accepted       = sequence.accepted;
+        result.base_passes    = stats.base_passes;
+        result.aligned_passes = stats.aligned_passes;
+    }
+};
+
+} // namespace
+
+int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * results) {
+    return guarded([&] {
+        Tables                                 tables(*run);
+        std::vector<std::unique_ptr<Sequence>> texts;
+        std::vector<Sequence *>                open;
+        for (int32_t i = 0; i < run->n_texts; ++i) results[i] = {};
+        while (int32_t(texts.size()) < run->n_texts || !open.empty()) {
+            while (int32_t(open.size()) < run->n_slots && int32_t(texts.size()) < run->n_texts) {
+                texts.push_back(tables.text(run->text_number + texts.size()));
+                open.push_back(texts.back().get());
+                tables.generator->begin(*open.back(), kad_mode(run->mode), size_t(run->draft));
+            }
+            tables.generator->step(open);
+            for (size_t i = 0; i < texts.size(); ++i) {
+                Sequence & text = *texts[i];
+                if (text.failure) throw *text.failure;
+                hand_out(text, events + int32_t(i) * capacity, capacity, results[i]);
+                if (text.finish == KAD_FINISH_NONE || !tables.generator->has(text)) continue;
+                tables.summarise(text, results[i]);
+                tables.generator->leave(text);
+                open.erase(std::find(open.begin(), open.end(), &text));
+            }
+        }
     });
 }

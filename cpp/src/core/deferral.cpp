@@ -47,16 +47,41 @@ bool KeptSet::contains(Token v) const {
     return std::binary_search(ids.begin(), ids.end(), v);
 }
 
+// Appends the entries that pass, without a branch for each: many may, here and there. Where any entry of a block passes, `above`
+// must hold of its largest logit: blocks of which it does not are not read.
+template <class Above, class Passes>
+static void append(const Distribution & row, const Above & above, const Passes & passes, std::vector<Token> & entries) {
+    const std::vector<float> & maxima = row.block_maxima();
+    for (size_t b = 0; b < maxima.size(); ++b) {
+        if (!above(maxima[b])) continue;
+        const size_t begin = b * Distribution::BLOCK, end = std::min(row.entries(), begin + Distribution::BLOCK);
+        size_t       count = entries.size();
+        entries.resize(count + (end - begin));
+        for (size_t i = begin; i < end; ++i) {
+            entries[count] = Token(i);
+            count += size_t(passes(row.logits()[i], Token(i)));
+        }
+        entries.resize(count);
+    }
+}
+
+// Keeps the tokens of those entries.
+template <class Above, class Passes>
+static void keep(const Distribution & row, const Above & above, const Passes & passes, KeptSet & kept) {
+    kept.ids.clear();
+    append(row, above, passes, kept.ids);
+    for (Token & v : kept.ids) v = row.event(size_t(v));
+    kept.some();
+}
+
 // {v : row(v) >= threshold}. A threshold of 0 or less keeps everything, tokens of probability zero included. What lies within
 // 1e-13 of the threshold is kept: a token that meets it exactly (token-v2's best at t = 0) is not lost to rounding.
+// A subtraction rounds monotonely: where a block's largest logit does not reach the threshold, nothing in it does.
 static void keep_at_least(const Distribution & row, double threshold, KeptSet & kept) {
     if (threshold <= 0) return kept.everything();
-    kept.ids.clear();
-    const double best = row.logits()[row.top()], reach = row.reach(std::log(threshold) - 1e-13);
-    for (size_t i = 0; i < row.size(); ++i) {
-        if (double(row.logits()[i]) - best >= reach) kept.ids.push_back(Token(i));
-    }
-    kept.some();
+    const double best = row.largest(), reach = row.reach(std::log(threshold) - 1e-13);
+    const auto   reaches = [&](float logit, Token = 0) { return double(logit) - best >= reach; };
+    keep(row, reaches, reaches, kept);
 }
 
 static double best(const Distribution & row) { return row.probability(row.top()); }
@@ -69,33 +94,69 @@ void keep_dual(const Distribution & p, double lambda, KeptSet & kept) { keep_at_
 // Order the tokens by descending logit, of equals the lower id first. The smallest set of most probable tokens with mass
 // >= 1 - b ends at one critical token c: the first of the order at which the sum reaches 1 - b. It is found without a sort:
 //
-//   1. A histogram of mass over BINS intervals of the logit. The bin is a monotone function of the logit (subtraction,
+//   1. Where the best tokens of some blocks together have the mass 1 - b, c is no less probable than the worst of them: all
+//      that are at least as probable as that one have it too. The others are left out, and blocks without any are not read.
+//   2. A histogram of mass over BINS intervals of the logit. The bin is a monotone function of the logit (subtraction,
 //      product and truncation all round monotonely), so tokens of earlier bins come before those of later ones, and c lies
 //      in the first bin at whose end the sum reaches 1 - b.
-//   2. Only that bin's tokens are looked at further: the same again between their highest and lowest logit, until they are
+//   3. Only that bin's tokens are looked at further: the same again between their highest and lowest logit, until they are
 //      few, or all equal. Every level leaves out tokens: the highest lies in the first bin and the lowest in the last.
-//   3. What is left is put in order (equals are in order: ids ascend) and summed one by one.
+//   4. What is left is put in order (equals are in order: entries ascend) and summed one by one.
 //
-// Sums are in another order than a descending one, in double: a mass within 1e-12 of 1 - b may be seen either way.
+// Sums are in another order than a descending one, in double: a mass within 1e-12 of 1 - b may be seen either way. Until step
+// 4 masses are weights, not yet divided by their total.
 
 static constexpr size_t BINS  = 4096;
 static constexpr size_t FEW   = 256; // so many are sorted
 static constexpr double REACH = 64; // in units of the temperature: what lies further below the best shares the last bin
 
-// Some tokens of a row in ascending order: first all of it, then those that narrow() leaves.
+// Some entries of a row in ascending order: all of it, or those that are listed. A workspace: a row like an earlier one
+// allocates nothing.
 struct Candidates {
-    const float *       logits;
-    size_t              n;
+    const float *       logits = nullptr;
+    size_t              n      = 0;
     std::vector<double> mass;
-    std::vector<float>  own_logits; // empty, as ids are, for the whole row
-    std::vector<Token>  ids;
+    std::vector<float>  own_logits; // as `listed` is, of what is listed
+    std::vector<Token>  listed;     // empty for the whole row
     double              before = 0; // the mass of the tokens that come before all of these
+    std::vector<double> bins;
+    std::vector<size_t> order;
+    std::vector<float>  best; // of blocks
 
-    explicit Candidates(const Distribution & p) : logits(p.logits()), n(p.size()), mass(p.size()) {
-        p.probabilities(mass.data());
-    }
-    Token id(size_t k) const { return ids.empty() ? Token(k) : ids[k]; }
+    size_t entry(size_t k) const { return listed.empty() ? k : size_t(listed[k]); }
 };
+
+// A logit that the critical token does not lie below (step 1); -inf where the best tokens of all blocks have not the mass.
+// They must have more than it by what rounding could take away.
+static float lowest_needed(const Distribution & p, double wanted, std::vector<float> & best) {
+    best = p.block_maxima();
+    std::make_heap(best.begin(), best.end());
+    double mass = 0;
+    for (auto end = best.end(); end != best.begin(); --end) {
+        std::pop_heap(best.begin(), end);
+        mass += p.weight(*(end - 1));
+        if (mass >= wanted + 1e-12 * p.total()) return *(end - 1);
+    }
+    return -INFINITY;
+}
+
+// The whole row, or of it what is not below `lowest`.
+static void collect(const Distribution & p, float lowest, Candidates & c) {
+    c.before = 0;
+    c.listed.clear();
+    c.logits = p.logits();
+    c.n      = p.entries();
+    if (lowest > -INFINITY) {
+        const auto above = [&](float logit, Token = 0) { return logit >= lowest; };
+        append(p, above, above, c.listed);
+        c.n = c.listed.size();
+        c.own_logits.resize(c.n);
+        for (size_t k = 0; k < c.n; ++k) c.own_logits[k] = p.logits()[c.listed[k]];
+        c.logits = c.own_logits.data();
+    }
+    c.mass.resize(c.n);
+    p.weights(c.logits, c.n, c.mass.data());
+}
 
 // The intervals of one level.
 struct Bins {
@@ -121,76 +182,83 @@ struct Bins {
     size_t of(float logit) const { return size_t(int32_t(std::min((high - double(logit)) * scale, double(BINS - 1)))); }
 };
 
-// The bin in which the sum reaches `wanted`, BINS if none; c.before grows by the bins before it.
+// The bin in which the sum reaches `wanted`; c.before grows by the bins before it. If none does: BINS for the whole row, and
+// of a bin that was seen to reach it in a sum of another order, the last with mass.
 static size_t crossing_bin(const Bins & bins, double wanted, Candidates & c) {
-    std::vector<double> mass(BINS);
-    for (size_t k = 0; k < c.n; ++k) mass[bins.of(c.logits[k])] += c.mass[k];
-    for (size_t b = 0; b < BINS; c.before += mass[b++]) {
-        if (c.before + mass[b] >= wanted) return b;
+    c.bins.assign(BINS, 0);
+    for (size_t k = 0; k < c.n; ++k) c.bins[bins.of(c.logits[k])] += c.mass[k];
+    size_t last = BINS;
+    for (size_t b = 0; b < BINS; ++b) {
+        if (!(c.bins[b] > 0)) continue;
+        if (last < BINS) c.before += c.bins[last];
+        last = b;
+        if (c.before + c.bins[b] >= wanted) return b;
     }
-    return BINS;
+    return c.listed.empty() ? BINS : last;
 }
 
-// Leaves the tokens of one bin.
+// Leaves the tokens of one bin, moving them down: place `left` is never beyond k.
 static void narrow(const Bins & bins, size_t bin, Candidates & c) {
-    std::vector<float> logits;
-    std::vector<Token> ids;
-    logits.reserve(c.n);
-    ids.reserve(c.n);
+    const bool whole = c.listed.empty();
+    if (whole) {
+        c.own_logits.resize(c.n);
+        c.listed.resize(c.n);
+    }
+    size_t left = 0;
     for (size_t k = 0; k < c.n; ++k) {
         if (bins.of(c.logits[k]) != bin) continue;
-        c.mass[ids.size()] = c.mass[k]; // not beyond k
-        logits.push_back(c.logits[k]);
-        ids.push_back(c.id(k));
+        c.mass[left]       = c.mass[k];
+        c.own_logits[left] = c.logits[k];
+        c.listed[left]     = whole ? Token(k) : c.listed[k];
+        ++left;
     }
-    c.own_logits.swap(logits);
-    c.ids.swap(ids);
+    c.listed.resize(left);
+    c.own_logits.resize(left);
     c.logits = c.own_logits.data();
-    c.n      = c.ids.size();
+    c.n      = left;
 }
 
-// Step 3; -1 if the sum stays below `wanted`.
-static Token sum_in_order(const Candidates & c, bool all_equal, double wanted) {
-    std::vector<size_t> order(all_equal ? 0 : c.n);
-    for (size_t k = 0; k < order.size(); ++k) order[k] = k;
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return c.logits[a] > c.logits[b]; });
-    double sum = c.before;
-    for (size_t k = 0; k < c.n; ++k) {
-        const size_t next = all_equal ? k : order[k];
-        sum += c.mass[next];
-        if (sum >= wanted) return c.id(next);
+// Step 4: an entry. By rounding the sum may stay below `wanted`: then the last entry of those whose bin was seen to reach it,
+// and SIZE_MAX where these are the whole row.
+static size_t sum_in_order(Candidates & c, bool all_equal, double total, double wanted) {
+    c.order.resize(c.n);
+    for (size_t k = 0; k < c.n; ++k) c.order[k] = k;
+    if (!all_equal) {
+        std::sort(c.order.begin(), c.order.end(), [&](size_t a, size_t b) {
+            return c.logits[a] > c.logits[b] || (c.logits[a] == c.logits[b] && a < b);
+        });
     }
-    return -1;
+    double sum = c.before / total;
+    for (const size_t k : c.order) {
+        sum += c.mass[k] / total;
+        if (sum >= wanted) return c.entry(k);
+    }
+    return c.listed.empty() ? SIZE_MAX : c.entry(c.order.back());
 }
 
-// The critical token; -1 if the sum over the whole row stays below `wanted` by rounding.
-static Token critical_token(const Distribution & p, double wanted) {
-    Candidates c(p);
+// The critical token's entry; SIZE_MAX if the sum over the whole row stays below `wanted` by rounding.
+static size_t critical_entry(const Distribution & p, double wanted) {
+    thread_local Candidates c;
+    const double            wanted_weight = wanted * p.total();
+    collect(p, lowest_needed(p, wanted_weight, c.best), c);
     for (;;) {
         const Bins bins(c.logits, c.n, p.temperature());
         const bool all_equal = bins.high == bins.lowest;
-        if (c.n <= FEW || all_equal) return sum_in_order(c, all_equal, wanted);
-        const size_t crossing = crossing_bin(bins, wanted, c);
-        if (crossing == BINS) return -1;
+        if (c.n <= FEW || all_equal) return sum_in_order(c, all_equal, p.total(), wanted);
+        const size_t crossing = crossing_bin(bins, wanted_weight, c);
+        if (crossing == BINS) return SIZE_MAX;
         narrow(bins, crossing, c);
     }
 }
 
 void keep_primal(const Distribution & p, double budget, KeptSet & kept) {
-    const double wanted = 1 - budget;
-    if (wanted <= 0) return kept.nothing();
-    const Token critical = critical_token(p, wanted);
-    if (critical < 0) return kept.everything();
-    const float * logits = p.logits();
-    const float   last   = logits[critical];
-    kept.ids.resize(p.size());
-    size_t count = 0;
-    for (size_t i = 0; i < p.size(); ++i) {
-        kept.ids[count] = Token(i);
-        count += size_t((logits[i] > last) | ((logits[i] == last) & (Token(i) <= critical)));
-    }
-    kept.ids.resize(count);
-    kept.some();
+    if (1 - budget <= 0) return kept.nothing();
+    const size_t critical = critical_entry(p, 1 - budget);
+    if (critical == SIZE_MAX) return kept.everything();
+    const float last = p.logits()[critical];
+    keep(
+        p, [&](float logit) { return logit >= last; },
+        [&](float logit, Token i) { return (logit > last) | ((logit == last) & (size_t(i) <= critical)); }, kept);
 }
 
 void keep_nudging(const Distribution & p, double gamma, KeptSet & kept) {

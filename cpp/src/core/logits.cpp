@@ -3,121 +3,28 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstring>
-
-// The two passes over a row are compiled several times and chosen at load for the machine, where the compiler and the
-// loader can do that. Results are the same bit for bit: eight lanes whatever the width, and no contraction of a*b+c
-// (the build sets -ffp-contract=off).
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#    define KAD_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#    define KAD_CLONES
-#endif
 
 namespace kad {
 
-static constexpr size_t LANES = 8;
-
-// exp(x) for x <= 0, without branches or library calls so that loops over it vectorise. x = n ln 2 + r with
-// |r| <= ln(2)/2; exp(r) by its Taylor polynomial of degree 13 (truncation below 4e-18 relative), then scaled by 2^n in
-// the exponent bits. Below -708 the result is 0: exp would be subnormal. tests compare with libm.
-static inline double exp_negative(double x) {
-    const double shift   = 6755399441055744.0; // 1.5 * 2^52: adding it rounds to an integer in the low bits
-    const double clamped = x > -708.0 ? x : -708.0;
-    const double t       = clamped * 1.4426950408889634 + shift;
-    const double n       = t - shift;
-    const double r       = (clamped - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-    double       e       = 1.0 / 6227020800.0;
-    e                    = e * r + 1.0 / 479001600.0;
-    e                    = e * r + 1.0 / 39916800.0;
-    e                    = e * r + 1.0 / 3628800.0;
-    e                    = e * r + 1.0 / 362880.0;
-    e                    = e * r + 1.0 / 40320.0;
-    e                    = e * r + 1.0 / 5040.0;
-    e                    = e * r + 1.0 / 720.0;
-    e                    = e * r + 1.0 / 120.0;
-    e                    = e * r + 1.0 / 24.0;
-    e                    = e * r + 1.0 / 6.0;
-    e                    = e * r + 0.5;
-    e                    = e * r + 1.0;
-    e                    = e * r + 1.0;
-    uint64_t bits;
-    std::memcpy(&bits, &t, sizeof bits);
-    bits = (bits << 52) + (uint64_t(1023) << 52);
-    double power;
-    std::memcpy(&power, &bits, sizeof power);
-    const double result = e * power;
-    return x > -708.0 ? result : 0.0;
+// Names the first logit that is NaN or +inf. events: whose the logits are, where not in order.
+[[noreturn]] static void refuse(const float * logits, const char * who, const Token * events) {
+    size_t at = 0;
+    while (logits[at] <= FLT_MAX) ++at;
+    const std::string token = std::to_string(events ? size_t(events[at]) : at);
+    throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": the logit of token " + token + " is " + shown(logits[at]) +
+                                      "; expected finite values or -inf");
 }
 
-// The largest logit, and whether any is NaN or +inf.
-KAD_CLONES static void scan(const float * logits, size_t n, float & max, bool & bad) {
-    float    best[LANES];
-    uint32_t wrong[LANES] = {};
-    for (size_t k = 0; k < LANES; ++k) best[k] = -INFINITY;
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (size_t k = 0; k < LANES; ++k) {
-            const float l = logits[i + k];
-            best[k]       = l > best[k] ? l : best[k];
-            wrong[k] |= uint32_t(!(l <= FLT_MAX));
-        }
-    }
-    for (; i < n; ++i) {
-        best[0] = logits[i] > best[0] ? logits[i] : best[0];
-        wrong[0] |= uint32_t(!(logits[i] <= FLT_MAX));
-    }
-    max = *std::max_element(best, best + LANES);
-    bad = std::any_of(wrong, wrong + LANES, [](uint32_t w) { return w != 0; });
+static void check_possible(float max, size_t n, const char * who) {
+    if (max > -INFINITY) return;
+    throw Error(KAD_NOT_A_NUMBER,
+                std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
 }
 
-// exp((logit - max) * inverse) of n logits.
-KAD_CLONES static void weights(const float * logits, size_t n, double max, double inverse, double * out) {
-    for (size_t i = 0; i < n; ++i) out[i] = exp_negative((double(logits[i]) - max) * inverse);
-}
-
-// max(0, a p - c q) of n logits, where p = exp((logit - max) * inverse) and so q: a and c carry the normalisers.
-KAD_CLONES static void differences(const float * p, double p_max, double p_inverse, double a, const float * q,
-                                   double q_max, double q_inverse, double c, size_t n, double * out) {
-    for (size_t i = 0; i < n; ++i) {
-        const double first  = a * exp_negative((double(p[i]) - p_max) * p_inverse);
-        const double second = c * exp_negative((double(q[i]) - q_max) * q_inverse);
-        const double left   = first - second; // without a branch around it, so that it vectorises
-        out[i]              = left > 0 ? left : 0.0;
-    }
-}
-
-KAD_CLONES static double summed(const double * values, size_t n);
-
-double lane_sum(const double * values, size_t n) { return summed(values, n); }
-
-KAD_CLONES static double summed(const double * values, size_t n) {
-    double sum[LANES] = {};
-    size_t i          = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (size_t k = 0; k < LANES; ++k) sum[k] += values[i + k];
-    }
-    for (; i < n; ++i) sum[0] += values[i];
-    double total = 0;
-    for (size_t k = 0; k < LANES; ++k) total += sum[k];
-    return total;
-}
-
-// Throws unless every logit is finite or -inf, and one is finite. Gives the largest.
 float check_logits(const float * logits, size_t n, const char * who) {
     float max;
-    bool  bad;
-    scan(logits, n, max, bad);
-    if (bad) {
-        size_t at = 0;
-        while (logits[at] <= FLT_MAX) ++at;
-        throw Error(KAD_NOT_A_NUMBER, std::string(who) + ": the logit of token " + std::to_string(at) + " is " +
-                                          shown(logits[at]) + "; expected finite values or -inf");
-    }
-    if (max == -INFINITY) {
-        throw Error(KAD_NOT_A_NUMBER,
-                    std::string(who) + ": no token is possible (all " + std::to_string(n) + " logits are -inf)");
-    }
+    if (!scan(logits, n, max)) refuse(logits, who, nullptr);
+    check_possible(max, n, who);
     return max;
 }
 
@@ -125,64 +32,107 @@ bool possible(const float * logits, size_t n) {
     return std::any_of(logits, logits + n, [](float logit) { return logit > -INFINITY; });
 }
 
-void Distribution::set(const float * logits, size_t n, double temperature, const char * who) {
-    max_     = check_logits(logits, n, who);
+// ---- Reading a row -----------------------------------------------------------------------------------------------------
+// A block is summed relative to its own largest logit, while it lies in the cache, since the row's is not known before the
+// end; exp((block's - row's) / T) then brings the sums to one scale, with one rounding per block. A block's sum becomes 0
+// only if its best token's weight is 0: draw() relies on that.
+
+void Distribution::set(const float * logits, size_t n, double temperature, const char * who, const Support * support) {
     logits_  = logits;
+    support_ = support;
     n_       = n;
     one_hot_ = temperature == 0;
     // Finite even for a temperature so small that its inverse is not: 0 * inf would be NaN.
     inverse_ = one_hot_ ? 1 : std::min(1 / temperature, DBL_MAX);
-    top_     = Token(std::find(logits, logits + n, max_) - logits);
-    if (one_hot_) {
-        total_     = 1;
-        log_total_ = 0;
-        return;
+    maxima_.resize((n + BLOCK - 1) / BLOCK);
+    sums_.resize(maxima_.size());
+    if (!read_blocks(logits, n, inverse_, maxima_.data(), one_hot_ ? nullptr : sums_.data())) {
+        refuse(logits, who, listed() ? support->events.data() : nullptr);
     }
-    blocks_.resize((n + BLOCK - 1) / BLOCK);
-    total_ = 0;
-    for (size_t b = 0; b < blocks_.size(); ++b) {
-        const size_t length = std::min(BLOCK, n - b * BLOCK);
-        double       terms[BLOCK];
-        weights(logits + b * BLOCK, length, max_, inverse_, terms);
-        blocks_[b] = lane_sum(terms, length);
-        total_ += blocks_[b];
+    max_ = -INFINITY;
+    for (const float each : maxima_) max_ = std::max(max_, each);
+    check_possible(max_, n, who);
+    top_   = find_top();
+    total_ = 1;
+    if (!one_hot_) {
+        rescale(maxima_.data(), maxima_.size(), max_, inverse_, sums_.data());
+        total_ = 0;
+        for (const double each : sums_) total_ += each;
     }
     log_total_ = std::log(total_);
 }
 
-double Distribution::weight(size_t i) const { return exp_negative((double(logits_[i]) - double(max_)) * inverse_); }
-
-double Distribution::probability(Token v) const {
-    if (one_hot_) return v == top_ ? 1 : 0;
-    return weight(size_t(v)) / total_;
+// The lowest entry of the largest logit: in the first block that holds one.
+size_t Distribution::find_top() const {
+    const size_t b     = size_t(std::find(maxima_.begin(), maxima_.end(), max_) - maxima_.begin());
+    const auto   first = logits_ + b * BLOCK;
+    return size_t(std::find(first, logits_ + std::min(n_, (b + 1) * BLOCK), max_) - logits_);
 }
 
-void Distribution::probabilities(double * out) const {
-    if (one_hot_) {
-        std::fill(out, out + n_, 0.0);
-        out[top_] = 1;
-        return;
-    }
-    weights(logits_, n_, max_, inverse_, out);
-    for (size_t i = 0; i < n_; ++i) out[i] /= total_;
+// ---- Probabilities -----------------------------------------------------------------------------------------------------
+
+size_t Distribution::entry(Token v) const {
+    if (!listed()) return std::min(size_t(v), n_);
+    const Token entry = support_->entry_of[size_t(v)];
+    return entry < 0 ? n_ : size_t(entry);
+}
+
+double Distribution::probability(Token v) const {
+    const size_t i = entry(v);
+    if (one_hot_ || i == n_) return i == top_ ? 1 : 0;
+    return weight(logits_[i]) / total_;
 }
 
 double Distribution::log_probability(Token v) const {
-    if (one_hot_) return v == top_ ? 0 : -INFINITY;
-    return (double(logits_[v]) - double(max_)) * inverse_ - log_total_;
+    const size_t i = entry(v);
+    if (one_hot_ || i == n_) return i == top_ ? 0 : -INFINITY;
+    return (double(logits_[i]) - double(max_)) * inverse_ - log_total_;
+}
+
+void Distribution::probabilities(double * out) const {
+    for (size_t b = 0; b < blocks(); ++b) scaled_block(b, 1, out + b * BLOCK);
+    if (one_hot_) return;
+    for (size_t v = 0; v < size(); ++v) out[v] /= total_;
+}
+
+double Distribution::reach(double log_threshold) const {
+    return std::max((log_threshold + log_total_) / inverse_, -DBL_MAX);
+}
+
+// ---- Blocks of tokens --------------------------------------------------------------------------------------------------
+
+// scale * weight of block b's tokens; of a one-hot row scale * probability.
+void Distribution::scaled_block(size_t b, double scale, double * out) const {
+    const size_t at = b * BLOCK, length = std::min(BLOCK, size() - at);
+    if (one_hot_) {
+        std::fill(out, out + length, 0.0);
+        if (size_t(top()) / BLOCK == b) out[size_t(top()) - at] = scale;
+    } else if (listed()) {
+        scaled_entries(at, length, scale, out);
+    } else {
+        const size_t given = at < n_ ? std::min(length, n_ - at) : 0;
+        kad::weights(logits_ + at, given, max_, inverse_, scale, out);
+        std::fill(out + given, out + length, 0.0);
+    }
+}
+
+// Where the row lists its tokens: those from `at` on, each to its place.
+void Distribution::scaled_entries(size_t at, size_t length, double scale, double * out) const {
+    const std::vector<Token> & events = support_->events;
+    const auto                 first  = std::lower_bound(events.begin(), events.end(), Token(at));
+    const auto                 last   = std::lower_bound(first, events.end(), Token(at + length));
+    double                     some[BLOCK];
+    kad::weights(logits_ + (first - events.begin()), size_t(last - first), max_, inverse_, scale, some);
+    std::fill(out, out + length, 0.0);
+    for (auto v = first; v != last; ++v) out[size_t(*v) - at] = some[v - first];
 }
 
 size_t Distribution::clipped_difference(size_t b, double a, const Distribution & q, double c, double * out) const {
-    const size_t at = b * BLOCK, length = std::min(BLOCK, n_ - at);
-    if (one_hot_ || q.one_hot_) {
-        for (size_t i = 0; i < length; ++i) {
-            const Token v = Token(at + i);
-            out[i]        = std::max(0.0, a * probability(v) - c * q.probability(v));
-        }
-    } else {
-        differences(logits_ + at, max_, inverse_, a / total_, q.logits_ + at, q.max_, q.inverse_, c / q.total_, length,
-                    out);
-    }
+    double less[BLOCK];
+    scaled_block(b, a / total_, out);
+    q.scaled_block(b, c / q.total_, less);
+    const size_t length = std::min(BLOCK, size() - b * BLOCK);
+    subtract_clipped(out, less, length);
     return length;
 }
 
@@ -193,23 +143,25 @@ double total_variation(const Distribution & p, const Distribution & q) {
     return total;
 }
 
+// ---- The draw ----------------------------------------------------------------------------------------------------------
+
 Token Distribution::draw(double coin) const {
-    if (one_hot_) return top_;
+    if (one_hot_) return top();
     const double target = coin * total_;
     double       before = 0; // cumulative sum of the blocks passed
-    for (size_t b = 0; b < blocks_.size(); before += blocks_[b], ++b) {
-        if (!(before + blocks_[b] > target)) continue;
-        double       sum = before;
-        const size_t end = std::min(n_, (b + 1) * BLOCK);
-        for (size_t i = b * BLOCK; i < end; ++i) {
-            const double w = weight(i);
-            sum += w;
-            if (sum > target && w > 0) return Token(i);
+    for (size_t b = 0; b < sums_.size(); before += sums_[b], ++b) {
+        if (!(before + sums_[b] > target)) continue;
+        const size_t at = b * BLOCK, length = std::min(BLOCK, n_ - at);
+        double       terms[BLOCK], sum      = before;
+        kad::weights(logits_ + at, length, max_, inverse_, 1, terms);
+        for (size_t i = 0; i < length; ++i) {
+            sum += terms[i];
+            if (sum > target && terms[i] > 0) return event(at + i);
         }
     }
     size_t last = n_ - 1;
-    while (!(weight(last) > 0)) --last;
-    return Token(last);
+    while (!(weight(logits_[last]) > 0)) --last;
+    return event(last);
 }
 
 } // namespace kad

@@ -94,9 +94,9 @@ size_t Mixture::residual_block(size_t block, double * out) const {
 }
 
 Token Mixture::draw_row_residual(double coin) const {
-    double              terms[Distribution::BLOCK];
-    std::vector<double> sums(p_.blocks());
-    double              total = 0;
+    thread_local std::vector<double> sums;
+    double                           terms[Distribution::BLOCK], total = 0;
+    sums.resize(p_.blocks());
     for (size_t b = 0; b < sums.size(); ++b) {
         const size_t length = residual_block(b, terms);
         total += sums[b]    = lane_sum(terms, length);

@@ -30,6 +30,15 @@ static void check_roles(const EngineOptions & options) {
     }
 }
 
+// One row of each must fit into a pass.
+static constexpr int32_t MOST_TEXTS = int32_t(LlamaModel::MAX_ROWS);
+
+// Texts in the caches at a time, where nothing else is asked for. They share n_ctx cells; in reproducible runs each has n_ctx of
+// its own, which costs memory.
+static uint32_t texts_of(const EngineOptions & options) {
+    return options.n_parallel ? uint32_t(options.n_parallel) : options.reproducible ? 1 : 8;
+}
+
 static void check_options(const EngineOptions & options) {
     check_rule(options.rule);
     if (options.n_ctx <= 0) {
@@ -40,6 +49,11 @@ static void check_options(const EngineOptions & options) {
         throw Error(KAD_INVALID_ARGUMENT, "n_threads " + std::to_string(options.n_threads) +
                                               " is out of range; expected 1 to 512, or 0 for the "
                                               "physical cores");
+    }
+    if (options.n_parallel < 0 || options.n_parallel > MOST_TEXTS) {
+        throw Error(KAD_INVALID_ARGUMENT, "n_parallel " + std::to_string(options.n_parallel) +
+                                              " is out of range; expected 1 to " + std::to_string(MOST_TEXTS) +
+                                              " texts at a time, or 0 for the default");
     }
     check_roles(options);
     for (const kad_role role : ROLES) {
@@ -71,11 +85,12 @@ struct MemoryNeed {
     uint64_t total() const { return weights + cache + buffers; }
 };
 
-static MemoryNeed memory_of(const kad_file_info & file, const ModelOptions & options, uint64_t n_ctx) {
+static MemoryNeed memory_of(const kad_file_info & file, const ModelOptions & options, uint64_t n_ctx,
+                            uint64_t n_cells) {
     const double type_k = options.get("type_k", -1), type_v = options.get("type_v", -1);
     MemoryNeed   need;
     need.weights = file.tensor_bytes;
-    need.cache   = uint64_t(double(file.cache_bytes_per_token) * double(n_ctx) *
+    need.cache   = uint64_t(double(file.cache_bytes_per_token) * double(n_cells) *
                             (relative_to_f16(int32_t(type_k)) + relative_to_f16(int32_t(type_v))) / 2);
     // Logits of one pass, in llama.cpp's buffer and in its graph.
     need.buffers = uint64_t(file.n_vocab) * sizeof(float) * 2 * std::min<uint64_t>(LlamaModel::MAX_ROWS, n_ctx);
@@ -94,7 +109,8 @@ static void check_memory(const EngineOptions & options, const kad_file_info * fi
     for (const kad_role role : ROLES) {
         const ModelOptions & model = options.models[role];
         if (model.path.empty() || model.vocab_only) continue;
-        const MemoryNeed need = memory_of(files[role], model, n_ctx);
+        const MemoryNeed need =
+            memory_of(files[role], model, n_ctx, options.reproducible ? n_ctx * texts_of(options) : n_ctx);
         total += need.total();
         parts += (parts.empty() ? "" : " + ") + figures(role, need);
         offload = offload || model.n_gpu_layers != 0;
@@ -187,6 +203,8 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         ContextOptions context;
         context.n_ctx     = uint32_t(n_ctx);
         context.n_threads = options.n_threads;
+        context.n_slots   = texts_of(options);
+        context.separate  = options.reproducible;
         if (options.reproducible) {
             if (options.max_pass[role] == 0) {
                 const PassInfo measured =
@@ -233,6 +251,8 @@ PassInfo Engine::measure(const EngineOptions & options, kad_role role) {
     ContextOptions context;
     context.n_ctx     = uint32_t(file.n_ctx_train ? std::min<int64_t>(options.n_ctx, file.n_ctx_train) : options.n_ctx);
     context.n_threads = options.n_threads;
+    context.n_slots   = texts_of(options);
+    context.separate  = true;
     return measure_passes(model, wanted, context, nullptr, options.progress);
 }
 

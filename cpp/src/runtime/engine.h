@@ -1,4 +1,4 @@
-// The models, their contexts, and the one sequence that uses them. Opening checks everything that can be checked before
+// The models, their contexts, and the loop over the texts in them. Opening checks everything that can be checked before
 // anything is loaded.
 #pragma once
 
@@ -8,14 +8,12 @@
 #include "model.h"
 #include "reproducible.h"
 
-struct kad_sequence;
-
 namespace kad {
 
 struct EngineOptions {
     ModelOptions                models[ROLE_COUNT];
     kad_rule                    rule;
-    int32_t                     n_ctx, n_threads;
+    int32_t                     n_ctx, n_threads, n_parallel;
     bool                        reproducible, verbose;
     int32_t                     max_pass[ROLE_COUNT];
     uint64_t                    memory_limit;
@@ -39,9 +37,8 @@ public:
     int32_t                      max_pass(kad_role role) const { return max_pass_[role]; }
     bool speaks(kad_role role) const { return models_[role] && !options_.models[role].vocab_only; }
 
-    std::atomic<bool>    cancel{ false };
-    bool                 catch_sigint = false;
-    const kad_sequence * current      = nullptr; // whose text the caches hold
+    std::atomic<bool> cancel{ false };
+    bool              catch_sigint = false;
 
     // Models measured alone, for hosts that keep the answer.
     static PassInfo measure(const EngineOptions & options, kad_role role);

@@ -10,24 +10,55 @@
 
 namespace kad {
 
+using Clock = std::chrono::steady_clock;
+
+static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
 Generator::Generator(LanguageModel * const (&models)[ROLE_COUNT], const EventSpace & events, const Settings & settings)
     : events_(events), settings_(settings) {
-
+    size_t n_slots = SIZE_MAX;
     for (const kad_role role : ROLES) {
         if (!models[role]) continue;
-        speakers_[role] =
-            std::make_unique<Speaker>(*models[role], events, role, settings.reproducible, settings.max_pass[role]);
+        stages_[role] =
+            std::make_unique<Stage>(*models[role], events, role, settings.reproducible, settings.max_pass[role]);
+        n_slots = std::min(n_slots, models[role]->n_slots());
     }
+    occupants_.resize(n_slots);
+    begun_.resize(n_slots);
 }
 
 size_t Generator::max_draft() const {
     size_t most = SIZE_MAX;
-    for (const kad_role role : ROLES) {
-        if (!speakers_[role]) continue;
-        LanguageModel & model = speakers_[role]->model();
-        most                  = std::min({ most, model.max_rows() - 1, model.max_batch() - 1 });
+    for (const auto & stage : stages_) {
+        if (stage) most = std::min({ most, stage->model().max_rows() - 1, stage->model().max_batch() - 1 });
     }
     return most;
+}
+
+// ---- Beginning a text -------------------------------------------------------------------------------------------------
+
+// The most guesses per round, and why they may be fewer than asked for. The base scores all guesses in one pass, and so does
+// the reference.
+void Generator::limit_draft(Sequence & sequence, kad_mode wanted, size_t draft) const {
+    for (const kad_role role : ROLES) {
+        if (!sequence.sides[role].active || stages_[role]->model().can_rewind()) continue;
+        sequence.mode = wanted == KAD_MODE_AUTO ? KAD_MODE_AUTO : KAD_MODE_PLAIN;
+        sequence.note = "no speculation: the cache of a " + settings_.architecture[role] + " model cannot rewind";
+        if (wanted != KAD_MODE_AUTO) sequence.note += "; runs plain";
+        return;
+    }
+    size_t most = stages_[KAD_ROLE_BASE]->max_pass();
+    if (sequence.sides[KAD_ROLE_REFERENCE].active) most = std::min(most, stages_[KAD_ROLE_REFERENCE]->max_pass());
+    if (settings_.reproducible && most < 2) {
+        sequence.mode = wanted == KAD_MODE_AUTO ? KAD_MODE_AUTO : KAD_MODE_LAZY;
+        sequence.note = "no speculation: no two rows of the base are bit-equal in one pass and alone";
+        if (wanted != KAD_MODE_AUTO) sequence.note += "; runs lazy";
+        return;
+    }
+    sequence.draft = std::min(draft, settings_.reproducible ? most - 1 : draft);
+    if (sequence.draft == draft || wanted == KAD_MODE_AUTO) return;
+    sequence.note = "draft shortened to " + std::to_string(sequence.draft) +
+                    ": the base's rows are bit-equal up to passes of " + std::to_string(sequence.draft + 1);
 }
 
 // Why a run may not be what was asked for is said in sequence.note.
@@ -40,31 +71,7 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
         sequence.mode = KAD_MODE_PLAIN; // one model speaks: nothing to guess or to put off
         return;
     }
-    if (wanted == KAD_MODE_SPECULATIVE) {
-        for (const kad_role role : ROLES) {
-            if (!sequence.sides[role].active || speakers_[role]->model().can_rewind()) continue;
-            sequence.mode = KAD_MODE_PLAIN;
-            sequence.note =
-                "no speculation: the cache of a " + settings_.architecture[role] + " model cannot rewind; runs plain";
-            return;
-        }
-        // The base scores all guesses in one pass, and so does the reference.
-        size_t most = speakers_[KAD_ROLE_BASE]->max_pass();
-        if (sequence.sides[KAD_ROLE_REFERENCE].active) most = std::min(most, speakers_[KAD_ROLE_REFERENCE]->max_pass());
-        if (!events_.shared_ids()) {
-            sequence.mode = KAD_MODE_LAZY;
-            sequence.note = "no speculation: the vocabularies differ; runs lazy";
-        } else if (settings_.reproducible && most < 2) {
-            sequence.mode = KAD_MODE_LAZY;
-            sequence.note = "no speculation: no two rows of the base are bit-equal in one pass and alone; runs lazy";
-        } else {
-            sequence.draft = std::min(draft, settings_.reproducible ? most - 1 : draft);
-            if (sequence.draft < draft) {
-                sequence.note = "draft shortened to " + std::to_string(sequence.draft) +
-                                ": the base's rows are bit-equal up to passes of " + std::to_string(sequence.draft + 1);
-            }
-        }
-    }
+    if (wanted == KAD_MODE_SPECULATIVE || wanted == KAD_MODE_AUTO) limit_draft(sequence, wanted, draft);
     if (sequence.mode == KAD_MODE_LAZY && (!rule.lazy || sequence.logprobs)) {
         const std::string reason = rule.lazy ? std::string("log-probabilities") : "rule " + std::string(rule.name);
         sequence.mode            = KAD_MODE_PLAIN;
@@ -73,14 +80,58 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
     }
 }
 
+bool Generator::has(const Sequence & sequence) const { return occupants_[sequence.slot] == &sequence; }
+
+void Generator::leave(const Sequence & sequence) {
+    if (!has(sequence)) return;
+    occupants_[sequence.slot] = nullptr;
+    for (const auto & stage : stages_) {
+        if (stage) stage->speaker(sequence.slot).set_idle(true);
+    }
+}
+
+// A free slot, that which holds most of the prompts; else the slot of the text that was begun first.
+size_t Generator::choose_slot(const Sequence & sequence) const {
+    size_t best = 0, held = 0;
+    bool   found = false;
+    for (size_t slot = 0; slot < occupants_.size(); ++slot) {
+        if (occupants_[slot]) continue;
+        size_t common = 0;
+        for (const kad_role role : ROLES) {
+            const Side & side = sequence.sides[role];
+            if (side.active) common += stages_[role]->speaker(slot).common_prefix(side.context);
+        }
+        if (found && common <= held) continue;
+        best  = slot;
+        held  = common;
+        found = true;
+    }
+    if (found) return best;
+    return size_t(std::min_element(begun_.begin(), begun_.end()) - begun_.begin());
+}
+
+// Idle slots are emptied when a text begins alone: their cells would be looked at by every pass.
+void Generator::take_slot(Sequence & sequence) {
+    sequence.slot    = choose_slot(sequence);
+    const bool alone = std::all_of(occupants_.begin(), occupants_.end(), [](const Sequence * s) { return !s; });
+    for (size_t slot = 0; alone && slot < occupants_.size(); ++slot) {
+        for (const auto & stage : stages_) {
+            if (stage && slot != sequence.slot && stage->model().shares_cells()) stage->speaker(slot).forget();
+        }
+    }
+    occupants_[sequence.slot] = &sequence;
+    begun_[sequence.slot]     = ++n_begun_;
+}
+
 void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
     // Rule aligned never asks the base.
-    sequence.sides[KAD_ROLE_BASE].active = speakers_[KAD_ROLE_BASE] && settings_.rule.kind != KAD_RULE_ALIGNED;
+    sequence.sides[KAD_ROLE_BASE].active = stages_[KAD_ROLE_BASE] && settings_.rule.kind != KAD_RULE_ALIGNED;
 
     for (const kad_role role : { KAD_ROLE_ALIGNED, KAD_ROLE_REFERENCE })
-        sequence.sides[role].active = speakers_[role] != nullptr;
+        sequence.sides[role].active = stages_[role] != nullptr;
 
     choose_mode(sequence, wanted, draft);
+    take_slot(sequence);
     for (const kad_role role : ROLES) {
         Side & side = sequence.sides[role];
         if (!side.active) continue;
@@ -94,144 +145,159 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         reading.shaper    = speaks ? side.shaper.get() : nullptr;
 
         side.n_prompt = side.context.size();
-        speakers_[role]->begin(reading, sequence.draft + 2);
+        // The aligned model's rows at guesses are drawn from when the base has scored them, some passes later.
+        const bool drafts = role == KAD_ROLE_ALIGNED && sequence.draft > 0;
+        speaker(sequence, role).begin(reading, rows_kept(sequence), drafts);
     }
+    if (sequence.mode == KAD_MODE_AUTO) start_pacing(sequence);
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
 }
 
-Row & Generator::row(Sequence & sequence, kad_role role, size_t ahead) {
-    return speakers_[role]->row(sequence.sides[role].context, sequence.events + ahead);
+Row & Generator::row(Sequence & sequence, kad_role role) {
+    return speaker(sequence, role).row(sequence.sides[role].context, sequence.events);
 }
 
+// ---- Prompts ----------------------------------------------------------------------------------------------------------
+
+// A block of each model's prompt: both are given to the backend before either is waited for.
 bool Generator::prefill(Sequence & sequence) {
+    bool done = true;
     for (const kad_role role : ROLES) {
-        Side & side = sequence.sides[role];
-        if (side.active && !speakers_[role]->prefill(side.context)) return false;
+        if (sequence.sides[role].active) speaker(sequence, role).start_block(sequence.sides[role].context);
     }
     for (const kad_role role : ROLES) {
+        Side & side = sequence.sides[role];
+        if (side.active) done = speaker(sequence, role).finish_block(side.context) && done;
+    }
+    if (!done) return false;
+    for (const kad_role role : ROLES) {
         if (!sequence.sides[role].active) continue;
-        sequence.prompt_passes[role] = speakers_[role]->count.passes;
-        sequence.prompt_eval_s[role] = speakers_[role]->count.seconds;
+        sequence.prompt_passes[role] = speaker(sequence, role).count.passes;
+        sequence.prompt_eval_s[role] = speaker(sequence, role).count.seconds;
     }
     return sequence.prefilled = true;
 }
 
-void Generator::step(Sequence & sequence) {
-    const auto start = std::chrono::steady_clock::now();
-    const auto took  = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-    if (sequence.failure) {
-        const Error failure = *sequence.failure;
-        sequence.failure.reset();
-        throw failure;
+// What another slot holds of this prompt is taken over. Not in reproducible runs: each text's prompt is its own there.
+void Generator::adopt_prompt(Sequence & sequence) {
+    for (const kad_role role : ROLES) {
+        const Side & side = sequence.sides[role];
+        if (!side.active || !stages_[role]->model().shares_cells() || settings_.reproducible) continue;
+        Speaker & own = speaker(sequence, role);
+        if (own.started()) continue;
+        size_t best = sequence.slot, most = 0;
+        for (size_t slot = 0; slot < occupants_.size(); ++slot) {
+            const size_t common = stages_[role]->speaker(slot).common_prefix(side.context);
+            if (common > most) best = slot, most = common;
+        }
+        own.adopt(stages_[role]->speaker(best), side.context);
     }
-    if (sequence.finish != KAD_FINISH_NONE) return;
-    if (sequence.lost) throw *sequence.lost;
-    if (!sequence.prefilled) {
-        prefill(sequence);
-        sequence.prompt_s += took();
-        return;
+}
+
+// Prompts are evaluated one text after the other, so that the later ones find what they share with the earlier ones.
+void Generator::prefill(const Texts & texts) {
+    for (Sequence * sequence : texts) {
+        if (sequence->prefilled) continue;
+        const auto start = Clock::now();
+        adopt_prompt(*sequence);
+        const bool done = prefill(*sequence);
+        sequence->prompt_s += since(start);
+        if (!done) return;
     }
-    try {
-        round(sequence);
-    } catch (const Error & error) {
-        // What was said before the failure is handed out first.
-        if (sequence.said.empty()) throw;
-        sequence.failure = error;
+}
+
+// ---- A step -----------------------------------------------------------------------------------------------------------
+
+// Texts that are ready for a round, as many as the cells hold: where slots share them the last ones wait, and their cells may
+// be taken.
+void Generator::choose_running(const Texts & texts) {
+    running_.clear();
+    size_t held[ROLE_COUNT] = {};
+    for (Sequence * sequence : texts) {
+        bool fits = true;
+        for (const kad_role role : ROLES) {
+            if (!sequence->sides[role].active || !stages_[role]->model().shares_cells()) continue;
+            held[role] += sequence->sides[role].context.size() + 4 * (sequence->draft + 2);
+            fits = fits && (running_.empty() || held[role] <= settings_.n_ctx);
+        }
+        for (const kad_role role : ROLES) {
+            if (sequence->sides[role].active) speaker(*sequence, role).set_idle(!fits);
+        }
+        if (!fits) break;
+        running_.push_back(sequence);
     }
-    sequence.generate_s += took();
+}
+
+void Generator::step(const Texts & texts) {
+    Texts going;
+    for (Sequence * sequence : texts) {
+        if (sequence->lost && !sequence->failure) sequence->failure = sequence->lost;
+        if (!sequence->failure && sequence->finish == KAD_FINISH_NONE) going.push_back(sequence);
+    }
+    choose_running(going);
+    Texts ready;
+    for (Sequence * sequence : running_) {
+        if (sequence->prefilled) ready.push_back(sequence);
+    }
+    prefill(running_);
+    if (ready.empty()) return;
+    const auto start = Clock::now();
+    round(ready);
+    const double seconds = since(start);
+    for (Sequence * sequence : ready) {
+        sequence->generate_s += seconds;
+        end_round(*sequence, seconds);
+    }
 }
 
 // One round: events t, t+1, ... as long as the guesses are right. Each is drawn with its own coins from its own rows, so
 // a guess decides how far the round goes and never what is said. The position after the last right guess is drawn like
 // any other.
-void Generator::round(Sequence & sequence) {
-    guesses_.clear();
-    if (sequence.mode == KAD_MODE_SPECULATIVE) {
-        guess(sequence, room_for_guesses(sequence));
-        score(sequence);
-    }
-    for (size_t i = 0;; ++i) {
-        Said        said;
-        const Token event   = draw_event(sequence, said);
-        const bool  guessed = i < guesses_.size();
-        const bool  right   = guessed && event == guesses_[i];
-        sequence.drafted += guessed;
-        sequence.accepted += right;
-        said.guess      = guessed ? (right ? 1 : 2) : 0;
-        const bool more = say(sequence, event, said);
-        if (more) advance_constraint(sequence, said, right);
-        if (!more || !right) break;
-    }
-    if (sequence.finish != KAD_FINISH_NONE) close(sequence);
+void Generator::round(const Texts & texts) {
+    for (Sequence * sequence : texts) begin_round(*sequence, texts.size());
+    draft(texts);
+    verify(texts);
+    draw(texts);
 }
 
-size_t Generator::room_for_guesses(const Sequence & sequence) const {
-    size_t room = std::min(sequence.draft, size_t(sequence.max_tokens) - sequence.events - 1);
-    for (const Side & side : sequence.sides) room = std::min(room, settings_.n_ctx - side.context.size());
-    return room;
+// Draws all texts as far as their rows go; rows that several lack are made together.
+void Generator::draw(const Texts & texts) {
+    pending_ = texts;
+    while (!pending_.empty()) {
+        for (auto & wants : wants_) wants.clear();
+        pending_.erase(std::remove_if(pending_.begin(), pending_.end(), [&](Sequence * s) { return !draw_on(*s); }),
+                       pending_.end());
+        for (const kad_role role : ROLES) {
+            if (!wants_[role].empty()) stages_[role]->make_rows(wants_[role]);
+        }
+    }
 }
 
-// The aligned model's guess at t is its own x_t, by the very coin that the draw at t will use: right with probability
-// 1 - TV(pi, q'). Where a grammar refuses x_t, the draw at t will redraw: the guess is that proposal, by its coin.
-void Generator::guess(Sequence & sequence, size_t n) {
-    Side &       side   = sequence.sides[KAD_ROLE_ALIGNED];
-    const size_t said   = side.context.size();
-    auto &       states = sequence.constraints;
-    if (!states.empty()) {
-        std::swap(states[0], states[sequence.constrained]);
-        states.erase(states.begin() + 1, states.end());
-        sequence.constrained = 0;
-    }
+// True when the text goes on once the rows that it wants are made.
+bool Generator::draw_on(Sequence & sequence) {
     try {
-        for (size_t i = 0; i < n; ++i) {
-            const Token x = guess_one(sequence, i);
-            if (x < 0) break; // the aligned model has nothing to say there
-            guesses_.push_back(x);
-            if (events_.ends(x)) break;
-            side.context.push_back(x);
-            if (states.empty()) continue;
-            Constraint next = states.back().clone();
-            next.accept(KAD_ROLE_ALIGNED, { x });
-            states.push_back(std::move(next));
+        while (!wants_rows(sequence)) {
+            if (draw_next(sequence)) continue;
+            if (sequence.finish != KAD_FINISH_NONE) close(sequence);
+            return false;
         }
-    } catch (...) {
-        side.context.resize(said);
-        throw;
+        return true;
+    } catch (const Error & error) {
+        sequence.failure = error;
+        return false;
     }
-    side.context.resize(said);
 }
 
-// -1 for no guess. Guesses may go where the text never does: a row that cannot be drawn from is the draw's to report, should
-// the text come there.
-Token Generator::guess_one(Sequence & sequence, size_t i) try {
-    const uint64_t event = sequence.events + i;
-    Row &          row   = this->row(sequence, KAD_ROLE_ALIGNED, i);
-    const Token    x     = row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL));
-    if (sequence.constraints.empty() || sequence.constraints.back().allows(x)) return x;
-    const double coin = sequence.coins(event, PURPOSE_REDRAW);
-    return allowed_draw(sequence.constraints.back(), KAD_ROLE_ALIGNED, row, coin);
-} catch (const Error & error) {
-    if (error.status != KAD_NOT_A_NUMBER) throw;
-    return -1;
-}
-
-// One pass over all guesses, of the base and of the reference: the rows after the text and after each guess.
-void Generator::score(Sequence & sequence) {
-    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
-        Side & side = sequence.sides[role];
-        if (!side.active) continue;
-        const size_t said = side.context.size();
-        for (const Token x : guesses_) {
-            if (!events_.ends(x)) side.context.push_back(x);
-        }
-        try {
-            speakers_[role]->rows(side.context, said);
-        } catch (...) {
-            side.context.resize(said);
-            throw;
-        }
-        side.context.resize(said);
-    }
+// Draws and says one event; true when the next one of this round is to be drawn.
+bool Generator::draw_next(Sequence & sequence) {
+    Said        said;
+    const Token event = draw_event(sequence, said);
+    const bool  more  = say(sequence, event, said);
+    if (more) advance_constraint(sequence, said, said.guess == 1);
+    if (sequence.pacer) pace(sequence, event, said);
+    ++sequence.now.said;
+    sequence.now.decided = false;
+    return more && said.guess == 1 && sequence.now.said <= sequence.sides[KAD_ROLE_BASE].scored;
 }
 
 // ---- Drawing one event ------------------------------------------------------------------------------------------------
@@ -245,16 +311,16 @@ Token Generator::draw_event(Sequence & sequence, Said & said) {
 
     const DrawCoins coins(sequence.coins, sequence.events);
     decide_kept(sequence);
-    Outcome outcome;
-    // Of the rules without S, T is no set that step 2 could be taken on.
-    const kad_rule_info & rule = rule_info(settings_.rule.kind);
-    const bool need_both = sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || rule.exchanged || rule.reference;
-    if (need_both || !draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, kept_, coins, outcome)) {
+    Outcome         outcome;
+    const KeptSet & kept  = sequence.now.kept;
+    sequence.now.proposal = -1;
+    if (needs_both(sequence) || !draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, kept, coins, outcome)) {
         mix(sequence);
-        outcome            = draw(*pi_, pi_->aligned().draw(coins.proposal), coins);
-        said.deferred_mass = pi_->alpha();
+        sequence.now.proposal = pi_->aligned().draw(coins.proposal);
+        outcome               = kad::draw(*pi_, sequence.now.proposal, coins);
+        said.deferred_mass    = pi_->alpha();
     } else {
-        said.deferred_mass = deferred_mass(row(sequence, KAD_ROLE_BASE).spoken, kept_);
+        said.deferred_mass = deferred_mass(row(sequence, KAD_ROLE_BASE).spoken, kept);
     }
     if (constraint(sequence) && !constraint(sequence)->allows(outcome.token)) outcome = redraw_event(sequence, said);
     said.source = outcome.source;
@@ -270,7 +336,7 @@ Token Generator::draw_alone(Sequence & sequence, Said & said, kad_role role) {
     const DrawCoins coins(sequence.coins, sequence.events), again(sequence.coins, sequence.events, PURPOSE_REDRAW);
     Token           y = own.spoken.draw(base ? coins.residual : coins.proposal);
     if (constraint(sequence) && !constraint(sequence)->allows(y)) {
-        y = allowed_draw(*constraint(sequence), role, own, base ? again.residual : again.proposal);
+        y = allowed_draw(sequence, *constraint(sequence), role, own, base ? again.residual : again.proposal);
         if (y < 0) throw nothing_allowed(sequence);
     }
     said.source        = base ? KAD_SOURCE_BASE : KAD_SOURCE_ALIGNED;
@@ -286,27 +352,41 @@ void Generator::describe_alone(const Distribution & spoken, kad_role role, Token
     said.logprob = (base ? said.base_logprob : said.aligned_logprob) = spoken.log_probability(event);
 }
 
+// Must the aligned model's row be there at every event? Of the rules without S, T is no set that step 2 could be taken on.
+bool Generator::needs_both(const Sequence & sequence) const {
+    const kad_rule_info & rule = rule_info(settings_.rule.kind);
+    return sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || rule.exchanged || rule.reference ||
+           looks_at(settings_.rule, KAD_ROLE_ALIGNED);
+}
+
 // S (or T) at this position, from the raw rows.
 void Generator::decide_kept(Sequence & sequence) {
-    if (is_joint()) return kept_.nothing();
+    Round & now = sequence.now;
+    if (now.decided) return;
     const auto at_rule = [&](kad_role role) {
         return looks_at(settings_.rule, role) ? &row(sequence, role).at_rule : nullptr;
     };
-    decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), kept_);
+    if (is_joint()) {
+        now.kept.nothing();
+    } else {
+        decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), now.kept);
+    }
+    now.decided = true;
 }
 
 // pi at this position; decide_kept() comes first.
 void Generator::mix(Sequence & sequence) {
     if (is_joint()) return mix_joint(sequence, joint_logits(sequence, nullptr));
     const Distribution & q = row(sequence, KAD_ROLE_ALIGNED).spoken;
-    pi_.emplace(row(sequence, KAD_ROLE_BASE).spoken, q, kept_, rule_info(settings_.rule.kind).exchanged != 0);
+    pi_.emplace(row(sequence, KAD_ROLE_BASE).spoken, q, sequence.now.kept,
+                rule_info(settings_.rule.kind).exchanged != 0);
 }
 
 // Log pi of implicit-reward: a row of its own, which the base's chain shapes; with ok, masked before that.
 const float * Generator::joint_logits(Sequence & sequence, const std::vector<uint8_t> * ok) {
     const Side & side = sequence.sides[KAD_ROLE_BASE];
-    implicit_reward(row(sequence, KAD_ROLE_BASE).own.data(), row(sequence, KAD_ROLE_ALIGNED).own.data(),
-                    row(sequence, KAD_ROLE_REFERENCE).own.data(), events_.size(), settings_.rule.threshold, joint_row_);
+    implicit_reward(row(sequence, KAD_ROLE_BASE).own, row(sequence, KAD_ROLE_ALIGNED).own,
+                    row(sequence, KAD_ROLE_REFERENCE).own, events_.size(), settings_.rule.threshold, joint_row_);
     for (size_t i = 0; ok && i < joint_row_.size(); ++i) {
         if (!(*ok)[i]) joint_row_[i] = -INFINITY;
     }
@@ -332,10 +412,23 @@ void Generator::describe(Sequence & sequence, Token event, Said & said) {
 
 // ---- Saying it --------------------------------------------------------------------------------------------------------
 
+// 0 where nothing was guessed, 1 for a right guess, 2 for one that the event corrects.
+int Generator::guess_mark(Sequence & sequence, Token event, const std::string & bytes) {
+    const Round & now = sequence.now;
+    if (now.said >= now.guesses.size()) return 0;
+    const Guess & guess = now.guesses[now.said];
+    const bool    right = event == guess.event && (events_.shared_ids() || events_.ends(event) || bytes == guess.bytes);
+    ++sequence.drafted;
+    sequence.accepted += right;
+    return right ? 1 : 2;
+}
+
 // Says an event: false when the text ends here.
 bool Generator::say(Sequence & sequence, Token event, Said & said) {
-    bool ended = events_.ends(event);
-    if (ended || !append(sequence, event, said, ended)) {
+    bool       ended = events_.ends(event);
+    const bool fits  = !ended && append(sequence, event, said, ended);
+    said.guess       = guess_mark(sequence, event, said.bytes);
+    if (!fits) {
         // The text ends at the first event for which either model's own ids would exceed the context; it is not said.
         sequence.finish  = events_.ends(event) ? KAD_FINISH_EOG : KAD_FINISH_CONTEXT;
         sequence.settled = sequence.length;
@@ -367,9 +460,14 @@ bool Generator::append(Sequence & sequence, Token event, Said & said, bool & end
         }
         return fits;
     }
-    if (unfinished(said.bytes)) ended = finish_character(sequence, event, said);
-    // A character that the context has no room to finish is not said.
-    for (const Side & side : sequence.sides) fits = fits && (!side.active || side.context.size() <= settings_.n_ctx);
+    if (unfinished(said.bytes)) {
+        const kad_role     speaker = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
+        Side &             side    = sequence.sides[speaker];
+        std::vector<Token> context = side.context;
+        ended = finish_character(sequence, { speaker, context, sequence.events, constraint(sequence) }, said);
+        // A character that the context has no room to finish is not said.
+        fits = context.size() <= settings_.n_ctx;
+    }
     const std::string text = sequence.text + said.bytes;
     for (Side & side : sequence.sides) {
         if (!side.active) continue;
@@ -383,53 +481,47 @@ bool Generator::append(Sequence & sequence, Token event, Said & said, bool & end
 }
 
 // Whoever starts a character finishes it: from its own distribution, no rule, its own ids appended, the coins 16, 17, ... of
-// this event. A token that cannot continue the character is the last. True when the speaker ended the text instead.
-bool Generator::finish_character(Sequence & sequence, Token event, Said & said) {
-    const kad_role           role        = events_.id(KAD_ROLE_BASE, event) >= 0 ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    Side &                   side        = sequence.sides[role];
-    const size_t             said_before = side.context.size();
-    double &                 own_logprob = role == KAD_ROLE_BASE ? said.base_logprob : said.aligned_logprob;
+// this event. A token that cannot continue the character is the last. True when the speaker ended the text instead. The context
+// is then that of the next token of this speaker.
+bool Generator::finish_character(Sequence & sequence, const Unfinished & at, Said & said) {
+    double &                 own_logprob = at.role == KAD_ROLE_BASE ? said.base_logprob : said.aligned_logprob;
     std::unique_ptr<Grammar> grammar;
-    if (constraint(sequence)) {
-        grammar = constraint(sequence)->state(role);
-        grammar->accept(events_.id(role, event));
+    if (at.constraint) {
+        grammar = at.constraint->state(at.role);
+        grammar->accept(said.ids[0]);
     }
-    try {
-        side.context.push_back(events_.id(role, event));
-        for (uint64_t i = 0; unfinished(said.bytes) && side.context.size() <= settings_.n_ctx; ++i) {
-            double      logprob;
-            const Token id = further_token(sequence, role, i, grammar.get(), logprob);
-            said.logprob += logprob;
-            own_logprob += logprob;
-            const Token further = events_.event(role, id);
-            if (events_.ends(further)) return true;
-            const std::string & bytes        = events_.bytes(further);
-            const bool          continues_it = continues(said.bytes, static_cast<unsigned char>(bytes[0]));
-            said.bytes += bytes;
-            said.ids.push_back(id);
-            side.context.push_back(id);
-            if (grammar) grammar->accept(id);
-            if (!continues_it) break;
-        }
-    } catch (...) {
-        side.context.resize(said_before);
-        throw;
+    at.context.push_back(said.ids[0]);
+    for (uint64_t i = 0; unfinished(said.bytes) && at.context.size() <= settings_.n_ctx; ++i) {
+        double      logprob;
+        const Token id = further_token(sequence, at, i, grammar.get(), logprob);
+        said.logprob += logprob;
+        own_logprob += logprob;
+        const Token further = events_.event(at.role, id);
+        if (events_.ends(further)) return true;
+        const std::string & bytes        = events_.bytes(further);
+        const bool          continues_it = continues(said.bytes, static_cast<unsigned char>(bytes[0]));
+        said.bytes += bytes;
+        said.ids.push_back(id);
+        at.context.push_back(id);
+        if (grammar) grammar->accept(id);
+        if (!continues_it) break;
     }
     return false;
 }
 
 // The i-th further token of a character; one that the grammar refuses is drawn again, among those it allows.
-Token Generator::further_token(Sequence & sequence, kad_role role, uint64_t i, Grammar * grammar, double & logprob) {
-    Speaker &   speaker = *speakers_[role];
-    Row &       row     = speaker.row(sequence.sides[role].context, sequence.events);
-    const Token id      = speaker.draw_own(row, sequence.coins(sequence.events, PURPOSE_CHARACTER + i), logprob);
+Token Generator::further_token(Sequence & sequence, const Unfinished & at, uint64_t i, Grammar * grammar,
+                               double & logprob) {
+    Speaker &   speaker = this->speaker(sequence, at.role);
+    Row &       row     = speaker.row(at.context, at.event);
+    const Token id      = speaker.draw_own(row, sequence.coins(at.event, PURPOSE_CHARACTER + i), logprob);
     const auto  allows  = [&](Token each) {
-        return grammar->allows(events_.ends(events_.event(role, each)) ? constraint(sequence)->end_id(role) : each);
+        return grammar->allows(events_.ends(events_.event(at.role, each)) ? at.constraint->end_id(at.role) : each);
     };
     if (!grammar || allows(id)) return id;
-    std::vector<uint8_t> ok(row.own.size(), 1);
+    std::vector<uint8_t> ok(events_.row_size(at.role), 1);
     grammar->restrict(ok.data(), ok.size());
-    const double coin  = sequence.coins(sequence.events, PURPOSE_CHARACTER_REDRAW + i);
+    const double coin  = sequence.coins(at.event, PURPOSE_CHARACTER_REDRAW + i);
     const Token  again = speaker.draw_own_allowed(row, ok, coin, logprob);
     if (again < 0) throw nothing_allowed(sequence);
     return again;
@@ -447,25 +539,29 @@ void Generator::close(Sequence & sequence) {
             if (bytes > sequence.length) break;
         }
         side.context.resize(keep);
-        speakers_[role]->trim(side.context);
+        speaker(sequence, role).trim(side.context);
     }
 }
 
-const float * Generator::event_row(Sequence & sequence, kad_role role) {
+void Generator::event_row(Sequence & sequence, kad_role role, float * out) {
     if (!sequence.sides[role].active) {
         throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " + std::string(role_name(role)) + " model");
     }
     while (!sequence.prefilled) prefill(sequence);
-    Row & now = row(sequence, role);
-    return events_.shared_ids() ? now.own.data() : now.events.data();
+    const Row & now = row(sequence, role);
+    if (events_.shared_ids()) {
+        std::copy(now.own, now.own + events_.size(), out);
+    } else {
+        events_.spread(role, now.entries.data(), out);
+    }
 }
 
 size_t Generator::prompt_done(const Sequence & sequence) const {
     size_t done = 0;
     for (const kad_role role : ROLES) {
         const Side & side = sequence.sides[role];
-        if (side.active)
-            done += sequence.prefilled ? side.n_prompt : std::min(side.n_prompt, speakers_[role]->prefilled());
+        if (!side.active) continue;
+        done += sequence.prefilled ? side.n_prompt : std::min(side.n_prompt, speaker(sequence, role).prefilled());
     }
     return done;
 }
@@ -475,8 +571,8 @@ void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const 
     double seconds[ROLE_COUNT] = {};
     for (const kad_role role : ROLES) {
         if (!sequence.sides[role].active || !sequence.prefilled) continue;
-        passes[role]  = speakers_[role]->count.passes - sequence.prompt_passes[role];
-        seconds[role] = speakers_[role]->count.seconds - sequence.prompt_eval_s[role];
+        passes[role]  = speaker(sequence, role).count.passes - sequence.prompt_passes[role];
+        seconds[role] = speaker(sequence, role).count.seconds - sequence.prompt_eval_s[role];
     }
     stats.base_passes      = passes[KAD_ROLE_BASE];
     stats.aligned_passes   = passes[KAD_ROLE_ALIGNED];
@@ -486,7 +582,7 @@ void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const 
     stats.reference_eval_s = seconds[KAD_ROLE_REFERENCE];
 
     const kad_role counted = sequence.sides[KAD_ROLE_BASE].active ? KAD_ROLE_BASE : KAD_ROLE_ALIGNED;
-    stats.prompt_cached    = int32_t(speakers_[counted]->cached());
+    stats.prompt_cached    = int32_t(speaker(sequence, counted).cached());
 }
 
 } // namespace kad

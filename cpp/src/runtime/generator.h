@@ -10,6 +10,9 @@
 
 namespace kad {
 
+// Most guesses of a round whose length the pacer chooses.
+inline constexpr size_t AUTO_DRAFT = 15;
+
 struct Settings {
     kad_rule    rule                 = { KAD_RULE_DUAL, 0.4, 1.0 };
     size_t      n_ctx                = 0; // most tokens per model, prompt and text
@@ -25,6 +28,8 @@ struct Given {
     std::vector<Token> ids;
 };
 
+// One loop for any number of texts: their drafts are made in shared passes, their guesses scored in shared passes, and each is
+// drawn by itself. One text is the common case, not another one.
 class Generator {
 public:
     // models, by role: base may be NULL with rule aligned, aligned with rule base; a reference stands with implicit-reward
@@ -32,14 +37,18 @@ public:
     Generator(LanguageModel * const (&models)[ROLE_COUNT], const EventSpace & events, const Settings & settings);
 
     size_t max_draft() const;
+    size_t max_texts() const { return occupants_.size(); }
 
-    // Takes over the speakers' caches for this text. `wanted` is the mode asked for; what runs is in sequence.mode. The
-    // sides' contexts hold the prompts; sides that the rule does not need are made inactive.
+    // Gives the text a slot of the caches and makes the speakers ready for it. `wanted` is the mode asked for; what runs is in
+    // sequence.mode. The sides' contexts hold the prompts; sides that the rule does not need are made inactive. With no slot free
+    // the text that was begun first is superseded. A text must leave before it is destroyed.
     void begin(Sequence & sequence, kad_mode wanted, size_t draft);
+    bool has(const Sequence & sequence) const;
+    void leave(const Sequence & sequence);
 
-    // One piece of work: a block of a prompt, or one round. What is said goes to sequence.said. Throws; what was said until
-    // then stands.
-    void step(Sequence & sequence);
+    // One piece of work for each of these texts: a block of a prompt, or one round. What is said goes to sequence.said, what
+    // went wrong in one text to its failure. Throws what stopped them all; what was said until then stands.
+    void step(const std::vector<Sequence *> & texts);
 
     // What pi says of a given text after the prompt (scoring.cpp), on a sequence that was begun and not stepped: fields of Said
     // but source and guess. One entry per event; with by_token one per id, a character's first token as the event that it is,
@@ -47,34 +56,72 @@ public:
     // for ids that no model has and for a text that no context holds.
     std::vector<Said> score_text(Sequence & sequence, const std::vector<Given> & events, bool by_token);
 
-    // The row at the next position, as the rule sees it; events().size() floats.
-    const float * event_row(Sequence & sequence, kad_role role);
+    // The row at the next position, as the rule sees it, into out: events().size() floats.
+    void event_row(Sequence & sequence, kad_role role, float * out);
 
     const EventSpace & events() const { return events_; }
     size_t             prompt_done(const Sequence & sequence) const;
     void               read_counts(const Sequence & sequence, kad_stats & stats) const;
 
 private:
-    const EventSpace &       events_;
-    Settings                 settings_;
-    std::unique_ptr<Speaker> speakers_[ROLE_COUNT];
-    KeptSet                  kept_;
-    std::vector<Token>       guesses_;
-    std::vector<float>       joint_row_, joint_shaped_; // log pi of implicit-reward
-    Distribution             joint_;
-    std::optional<Mixture>   pi_; // of the position at hand
-    std::vector<float>       restricted_[ROLE_COUNT];
+    using Texts = std::vector<Sequence *>;
 
-    bool is_joint() const { return rule_info(settings_.rule.kind).reference != 0; }
+    const EventSpace &            events_;
+    Settings                      settings_;
+    std::unique_ptr<Stage>        stages_[ROLE_COUNT];
+    std::vector<const Sequence *> occupants_; // by slot
+    std::vector<uint64_t>         begun_;     // by slot: the number of its text
+    uint64_t                      n_begun_ = 0;
 
+    // Of the step under way.
+    Texts                           running_, pending_;
+    std::vector<Want>               wants_[ROLE_COUNT];
+    std::vector<float>              joint_row_, joint_shaped_; // log pi of implicit-reward
+    Distribution                    joint_;
+    std::optional<Mixture>          pi_; // of the position at hand
+    std::vector<float>              restricted_[ROLE_COUNT];
+    std::vector<std::vector<Token>> paths_;   // contexts after each guess
+    std::vector<int>                classes_; // of the n-gram table's guesses
+
+    bool      is_joint() const { return rule_info(settings_.rule.kind).reference != 0; }
+    Speaker & speaker(const Sequence & sequence, kad_role role) const { return stages_[role]->speaker(sequence.slot); }
+
+    // Rows that a speaker keeps: after the text and after each guess, which may be several tokens where vocabularies differ.
+    size_t rows_kept(const Sequence & sequence) const { return (events_.shared_ids() ? 1 : 4) * (sequence.draft + 2); }
     void   choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) const;
-    bool   prefill(Sequence & sequence);
-    void   round(Sequence & sequence);
-    size_t room_for_guesses(const Sequence & sequence) const;
-    void   guess(Sequence & sequence, size_t n);
-    Token  guess_one(Sequence & sequence, size_t i);
-    void   score(Sequence & sequence);
+    void   limit_draft(Sequence & sequence, kad_mode wanted, size_t draft) const;
+    size_t choose_slot(const Sequence & sequence) const;
+    void   take_slot(Sequence & sequence);
 
+    void prefill(const Texts & texts);
+    bool prefill(Sequence & sequence);
+    void adopt_prompt(Sequence & sequence);
+    void choose_running(const Texts & texts);
+    void round(const Texts & texts);
+
+    // drafting.cpp: where guesses come from, and the passes that score them.
+    void   begin_round(Sequence & sequence, size_t n_texts);
+    size_t room_for_guesses(const Sequence & sequence) const;
+    void   plan_round(Sequence & sequence, size_t room, size_t n_texts);
+    void   take_table_guesses(Sequence & sequence);
+    void   draft(const Texts & texts);
+    bool   draft_one(Sequence & sequence);
+    Token  guess_one(Sequence & sequence, double & confidence);
+    bool   add_guess(Sequence & sequence, Guess guess);
+    void   verify(const Texts & texts);
+    void   lay(Sequence & sequence, kad_role role);
+    size_t lay_paths(const Sequence & sequence, Side & side, size_t n);
+    Want   want(Sequence & sequence, kad_role role);
+    bool   wants_rows(Sequence & sequence);
+    void   start_pacing(Sequence & sequence) const;
+    double passes_seconds(const Sequence & sequence) const;
+    void   pace(Sequence & sequence, Token event, const Said & said);
+    void   end_round(Sequence & sequence, double seconds);
+
+    void          draw(const Texts & texts);
+    bool          draw_on(Sequence & sequence);
+    bool          draw_next(Sequence & sequence);
+    bool          needs_both(const Sequence & sequence) const;
     Token         draw_event(Sequence & sequence, Said & said);
     Token         draw_alone(Sequence & sequence, Said & said, kad_role role);
     void          decide_kept(Sequence & sequence);
@@ -90,13 +137,22 @@ private:
     Outcome      redraw_event(Sequence & sequence, Said & said);
     Outcome draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok, const DrawCoins & coins);
     Outcome draw_joint_restricted(Sequence & sequence, const std::vector<uint8_t> & ok, const DrawCoins & coins);
-    bool    restricted(kad_role role, const Row & row, const std::vector<uint8_t> & ok, Distribution & out);
-    Token   allowed_draw(Constraint & state, kad_role role, const Row & row, double coin);
+    bool    restricted(Sequence & sequence, kad_role role, const Row & row, const std::vector<uint8_t> & ok,
+                       Distribution & out);
+    Token   allowed_draw(Sequence & sequence, Constraint & state, kad_role role, const Row & row, double coin);
 
+    // A character that `role` goes on with: where its context stands, which event it is, and the grammar before it.
+    struct Unfinished {
+        kad_role             role;
+        std::vector<Token> & context;
+        uint64_t             event;
+        Constraint *         constraint;
+    };
+    int   guess_mark(Sequence & sequence, Token event, const std::string & bytes);
     bool  say(Sequence & sequence, Token event, Said & said);
     bool  append(Sequence & sequence, Token event, Said & said, bool & ended);
-    bool  finish_character(Sequence & sequence, Token event, Said & said);
-    Token further_token(Sequence & sequence, kad_role role, uint64_t i, Grammar * grammar, double & logprob);
+    bool  finish_character(Sequence & sequence, const Unfinished & at, Said & said);
+    Token further_token(Sequence & sequence, const Unfinished & at, uint64_t i, Grammar * grammar, double & logprob);
     void  close(Sequence & sequence);
 
     struct Path;
@@ -111,8 +167,8 @@ private:
     Said   weigh(Sequence & sequence, Token event);
     void   weigh_event(Sequence & sequence, const Given & event, bool by_token, Path * paths, std::vector<Said> & out);
 
-    // The row after this role's context, for the event that comes `ahead` events after the next.
-    Row & row(Sequence & sequence, kad_role role, size_t ahead = 0);
+    // The row after this role's context, for the next event.
+    Row & row(Sequence & sequence, kad_role role);
 };
 
 } // namespace kad

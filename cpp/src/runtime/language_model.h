@@ -17,26 +17,42 @@ inline const char * role_name(kad_role role) {
     return role == KAD_ROLE_BASE ? "base" : role == KAD_ROLE_ALIGNED ? "aligned" : "reference";
 }
 
-// One model and the one sequence in its cache.
+// A part of a pass: tokens that go on with one slot of the cache.
+struct Piece {
+    size_t        slot;
+    const Token * tokens;
+    size_t        n;      // at least 1
+    size_t        at;     // position of the first: what the slot holds before
+    size_t        n_rows; // rows wanted, after the last n_rows tokens
+};
+
+// One model and its cache, which holds several texts: one to a slot.
 class LanguageModel {
 public:
     virtual ~LanguageModel() = default;
 
-    virtual size_t n_vocab() const    = 0; // width of a row
-    virtual size_t n_ctx() const      = 0; // most tokens in the cache
-    virtual size_t max_batch() const  = 0; // most tokens per evaluate()
-    virtual size_t max_rows() const   = 0; // most rows per evaluate()
-    virtual bool   can_rewind() const = 0; // can drop() keep a part of the sequence?
+    virtual size_t n_vocab() const      = 0; // width of a row
+    virtual size_t n_ctx() const        = 0; // most tokens in a slot
+    virtual size_t n_slots() const      = 0;
+    virtual bool   shares_cells() const = 0; // do all slots together hold n_ctx() tokens, and can copy() be used?
+    virtual size_t max_batch() const    = 0; // most tokens per evaluate()
+    virtual size_t max_rows() const     = 0; // most rows per evaluate()
+    virtual bool   can_rewind() const   = 0; // can drop() keep a part of a slot?
 
-    // Appends n <= max_batch() tokens at positions at, at+1, ...; the cache holds exactly `at` tokens before. Afterwards
-    // row(i) is the logits after the (n - n_rows + i)-th of them. Throws; then the cache holds an unknown number >= at.
-    virtual void evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) = 0;
+    // Appends each piece to its slot; no slot comes twice. Afterwards row(i) is the i-th of the rows wanted, in the order of
+    // the pieces. Throws; then the slots hold unknown numbers of tokens >= at. A pass that wants no row may still be running
+    // when this returns: synchronize() waits for it, and so does row().
+    virtual void evaluate(const Piece * pieces, size_t n_pieces) = 0;
+    virtual void synchronize()                                   = 0;
 
-    // n_vocab() logits, until the next evaluate().
-    virtual const float * row(size_t i) const = 0;
+    // n_vocab() logits until the next evaluate(); the caller may write to them.
+    virtual float * row(size_t i) = 0;
 
-    // Keeps the first `keep` tokens. With can_rewind() false only 0 is allowed.
-    virtual void drop(size_t keep) = 0;
+    // Keeps the first `keep` tokens of a slot. With can_rewind() false only 0 is allowed.
+    virtual void drop(size_t slot, size_t keep) = 0;
+
+    // An empty slot gets the first n tokens of another; cells are shared, nothing is evaluated.
+    virtual void copy(size_t from, size_t to, size_t n) = 0;
 };
 
 enum class TokenKind { Text, Control, End, Empty };

@@ -269,10 +269,13 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     apply_fields(options_, model, params);
     if (options.type_k >= 0) params.type_k = ggml_type(options.type_k);
     if (options.type_v >= 0) params.type_v = ggml_type(options.type_v);
-    params.n_ctx         = options.n_ctx;
+    n_slots_             = can_rewind_ ? std::max(1u, options.n_slots) : 1;
+    shares_cells_        = !options.separate;
+    params.n_ctx         = options.separate ? options.n_ctx * uint32_t(n_slots_) : options.n_ctx;
     params.n_batch       = std::min(params.n_batch, options.n_ctx);
     params.n_ubatch      = std::min(params.n_ubatch, params.n_batch);
-    params.n_seq_max     = 1;
+    params.n_seq_max     = uint32_t(n_slots_);
+    params.kv_unified    = !options.separate; // separate: a text's cells lie as if it were alone
     params.n_outputs_max = uint32_t(std::min<size_t>(MAX_ROWS, params.n_batch));
     params.swa_full      = true; // rewinding needs what a sliding window would have dropped
     params.no_perf       = true;
@@ -320,64 +323,115 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
 
 // ---- Evaluation -----------------------------------------------------------------------------------------------------------
 
-void LlamaModel::evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) {
-    // llama.cpp ends the process on a batch that is too large; nothing of the kind may reach it.
-    if (n == 0 || n > n_batch_ || n_rows > std::min(n, max_rows()) || at + n > n_ctx_) {
-        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(n) + " tokens at " + std::to_string(at) +
-                                            " with " + std::to_string(n_rows) + " rows exceeds a batch of " +
-                                            std::to_string(n_batch_) + " or a context of " + std::to_string(n_ctx_));
+// llama.cpp ends the process on a batch that is too large, a position out of step or an unknown id; nothing of the kind may
+// reach it.
+void LlamaModel::check_pass(const Piece * pieces, size_t n_pieces) const {
+    size_t n = 0, n_rows = 0;
+    for (size_t k = 0; k < n_pieces; ++k) {
+        const Piece & piece = pieces[k];
+        n += piece.n;
+        n_rows += piece.n_rows;
+        if (piece.n > 0 && piece.n_rows <= piece.n && piece.at + piece.n <= n_ctx_ && piece.slot < n_slots_) continue;
+        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(piece.n) + " tokens at " +
+                                            std::to_string(piece.at) + " of slot " + std::to_string(piece.slot) +
+                                            " with " + std::to_string(piece.n_rows) + " rows exceeds a context of " +
+                                            std::to_string(n_ctx_) + " or " + std::to_string(n_slots_) + " slots");
     }
-    for (size_t i = 0; i < n; ++i) {
-        if (tokens[i] < 0 || size_t(tokens[i]) >= bytes_.size()) {
-            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(tokens[i]) +
-                                                  " is not in the vocabulary of the " + role_name(role_) +
-                                                  " model (0 to " + std::to_string(bytes_.size() - 1) + ")");
+    if (n == 0 || n > n_batch_ || n_rows > max_rows()) {
+        throw Error(KAD_INTERNAL_ERROR, "a pass of " + std::to_string(n) + " tokens with " + std::to_string(n_rows) +
+                                            " rows exceeds a batch of " + std::to_string(n_batch_) + " or " +
+                                            std::to_string(max_rows()) + " rows");
+    }
+    for (size_t k = 0; k < n_pieces; ++k) {
+        for (size_t i = 0; i < pieces[k].n; ++i) {
+            const Token id = pieces[k].tokens[i];
+            if (id >= 0 && size_t(id) < bytes_.size()) continue;
+            throw Error(KAD_INVALID_ARGUMENT, "token id " + std::to_string(id) + " is not in the vocabulary of the " +
+                                                  role_name(role_) + " model (0 to " +
+                                                  std::to_string(bytes_.size() - 1) + ")");
         }
     }
-    thread_local std::vector<llama_pos>      positions;
-    thread_local std::vector<int32_t>        n_seq;
-    thread_local std::vector<llama_seq_id *> seq_ids;
-    thread_local std::vector<int8_t>         wanted;
-    static llama_seq_id                      sequence = 0;
-    positions.resize(n);
-    n_seq.assign(n, 1);
-    seq_ids.assign(n, &sequence);
-    wanted.assign(n, 0);
-    for (size_t i = 0; i < n; ++i) positions[i] = llama_pos(at + i);
-    for (size_t i = n - n_rows; i < n; ++i) wanted[i] = 1;
-
-    const llama_batch batch = {
-        int32_t(n), const_cast<Token *>(tokens), nullptr, positions.data(), n_seq.data(), seq_ids.data(), wanted.data()
-    };
-    LlamaLog      log(false);
-    const int32_t result = llama_decode(context_, batch);
-    llama_synchronize(context_);
-    first_row_ = n - n_rows;
-    n_rows_    = n_rows;
-    if (result == 0) return;
-    if (result == 2 || (cancel_ && cancel_->load())) throw Error(KAD_INTERRUPTED, "interrupted");
-    throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(n) + " tokens at position " +
-                                           std::to_string(at) + " of the " + role_name(role_) +
-                                           " model (llama_decode answered " + std::to_string(result) + ")" +
-                                           log.reason());
 }
 
-const float * LlamaModel::row(size_t i) const {
-    const float * logits = i < n_rows_ ? llama_get_logits_ith(context_, int32_t(first_row_ + i)) : nullptr;
+namespace {
+
+// A llama_batch over vectors that keep their capacity from pass to pass.
+struct Batch {
+    std::vector<Token>          tokens;
+    std::vector<llama_pos>      positions;
+    std::vector<int32_t>        n_seq;
+    std::vector<llama_seq_id>   slots;
+    std::vector<llama_seq_id *> seq_ids;
+    std::vector<int8_t>         wanted;
+
+    // wanted_rows: where in the batch each row lies.
+    Batch & fill(const Piece * pieces, size_t n_pieces, std::vector<int32_t> & wanted_rows) {
+        tokens.clear();
+        positions.clear();
+        slots.clear();
+        wanted.clear();
+        wanted_rows.clear();
+        for (size_t k = 0; k < n_pieces; ++k) {
+            const Piece & piece = pieces[k];
+            for (size_t i = 0; i < piece.n; ++i) {
+                const bool row = i + piece.n_rows >= piece.n;
+                if (row) wanted_rows.push_back(int32_t(tokens.size()));
+                tokens.push_back(piece.tokens[i]);
+                positions.push_back(llama_pos(piece.at + i));
+                slots.push_back(llama_seq_id(piece.slot));
+                wanted.push_back(row);
+            }
+        }
+        n_seq.assign(tokens.size(), 1);
+        seq_ids.resize(tokens.size());
+        for (size_t i = 0; i < tokens.size(); ++i) seq_ids[i] = &slots[i];
+        return *this;
+    }
+    llama_batch view() {
+        return { int32_t(tokens.size()), tokens.data(),  nullptr,      positions.data(),
+                 n_seq.data(),           seq_ids.data(), wanted.data() };
+    }
+};
+
+} // namespace
+
+void LlamaModel::evaluate(const Piece * pieces, size_t n_pieces) {
+    check_pass(pieces, n_pieces);
+    static thread_local Batch batch;
+    LlamaLog                  log(false);
+    const int32_t             result = llama_decode(context_, batch.fill(pieces, n_pieces, wanted_rows_).view());
+    if (result != 0 || !wanted_rows_.empty()) llama_synchronize(context_);
+    if (result == 0) return;
+    if (result == 2 || (cancel_ && cancel_->load())) throw Error(KAD_INTERRUPTED, "interrupted");
+    throw Error(KAD_EVALUATION_FAILED, "llama.cpp could not evaluate " + std::to_string(batch.tokens.size()) +
+                                           " tokens at position " + std::to_string(pieces[0].at) + " of the " +
+                                           role_name(role_) + " model (llama_decode answered " +
+                                           std::to_string(result) + ")" + log.reason());
+}
+
+void LlamaModel::synchronize() { llama_synchronize(context_); }
+
+float * LlamaModel::row(size_t i) {
+    float * logits = i < wanted_rows_.size() ? llama_get_logits_ith(context_, wanted_rows_[i]) : nullptr;
     if (!logits)
         throw Error(KAD_INTERNAL_ERROR,
-                    "no row " + std::to_string(i) + " after a pass with " + std::to_string(n_rows_));
+                    "no row " + std::to_string(i) + " after a pass with " + std::to_string(wanted_rows_.size()));
     return logits;
 }
 
-void LlamaModel::drop(size_t keep) {
+void LlamaModel::drop(size_t slot, size_t keep) {
     llama_memory_t memory = llama_get_memory(context_);
-    if (keep == 0) {
+    if (keep == 0 && n_slots_ == 1) {
         llama_memory_clear(memory, false);
-    } else if (!llama_memory_seq_rm(memory, 0, llama_pos(keep), -1)) {
+    } else if (!llama_memory_seq_rm(memory, llama_seq_id(slot), llama_pos(keep), -1)) {
         throw Error(KAD_INTERNAL_ERROR,
                     "the cache of the " + std::string(role_name(role_)) + " model cannot drop a suffix");
     }
+}
+
+void LlamaModel::copy(size_t from, size_t to, size_t n) {
+    if (!shares_cells_) throw Error(KAD_INTERNAL_ERROR, "slots with cells of their own cannot share them");
+    llama_memory_seq_cp(llama_get_memory(context_), llama_seq_id(from), llama_seq_id(to), 0, llama_pos(n));
 }
 
 // ---- Vocabulary -------------------------------------------------------------------------------------------------------------

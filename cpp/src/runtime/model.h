@@ -29,8 +29,10 @@ struct ModelOptions {
 
 struct ContextOptions {
     uint32_t n_ctx     = 0;
-    int32_t  n_threads = 0;  // 0 = physical cores
-    int32_t  type_k    = -1; // a ggml_type; -1 = the field, or llama.cpp's default
+    uint32_t n_slots   = 1;     // texts in the cache at a time
+    bool     separate  = false; // each slot has cells of its own, n_ctx of them; otherwise all slots share n_ctx
+    int32_t  n_threads = 0;     // 0 = physical cores
+    int32_t  type_k    = -1;    // a ggml_type; -1 = the field, or llama.cpp's default
     int32_t  type_v    = -1;
 };
 
@@ -49,14 +51,18 @@ public:
     void free_context();
 
     // LanguageModel
-    size_t        n_vocab() const override { return bytes_.size(); }
-    size_t        n_ctx() const override { return n_ctx_; }
-    size_t        max_batch() const override { return n_batch_; }
-    size_t        max_rows() const override { return std::min(MAX_ROWS, n_batch_); }
-    bool          can_rewind() const override { return can_rewind_; }
-    void          evaluate(const Token * tokens, size_t n, size_t at, size_t n_rows) override;
-    const float * row(size_t i) const override;
-    void          drop(size_t keep) override;
+    size_t  n_vocab() const override { return bytes_.size(); }
+    size_t  n_ctx() const override { return n_ctx_; }
+    size_t  n_slots() const override { return n_slots_; }
+    bool    shares_cells() const override { return shares_cells_; }
+    size_t  max_batch() const override { return n_batch_; }
+    size_t  max_rows() const override { return std::min(MAX_ROWS, n_batch_); }
+    bool    can_rewind() const override { return can_rewind_; }
+    void    evaluate(const Piece * pieces, size_t n_pieces) override;
+    void    synchronize() override;
+    float * row(size_t i) override;
+    void    drop(size_t slot, size_t keep) override;
+    void    copy(size_t from, size_t to, size_t n) override;
 
     // Vocabulary
     size_t              size() const override { return bytes_.size(); }
@@ -80,7 +86,9 @@ private:
     llama_model *             model_   = nullptr;
     llama_context *           context_ = nullptr;
     const llama_vocab *       vocab_   = nullptr;
-    size_t                    n_ctx_ = 0, n_batch_ = 0, n_rows_ = 0, first_row_ = 0;
+    size_t                    n_ctx_ = 0, n_slots_ = 1, n_batch_ = 0;
+    bool                      shares_cells_ = true;
+    std::vector<int32_t>      wanted_rows_; // of the last pass: where in its batch each row lies
     uint32_t                  n_ctx_train_ = 0;
     bool                      can_rewind_  = true;
     int32_t                   type_k_ = -1, type_v_ = -1;
@@ -94,6 +102,7 @@ private:
 
     void read_vocabulary();
     void check_role() const;
+    void check_pass(const Piece * pieces, size_t n_pieces) const;
 };
 
 // The ggml_type a cache can have by name, -1 for none.

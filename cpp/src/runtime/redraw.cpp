@@ -54,20 +54,20 @@ Outcome Generator::redraw_event(Sequence & sequence, Said & said) {
 Outcome Generator::draw_restricted(Sequence & sequence, Said & said, const std::vector<uint8_t> & ok,
                                    const DrawCoins & coins) {
     Distribution p, q;
-    const bool   base_can    = restricted(KAD_ROLE_BASE, row(sequence, KAD_ROLE_BASE), ok, p);
-    const bool   aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
+    const bool   base_can    = restricted(sequence, KAD_ROLE_BASE, row(sequence, KAD_ROLE_BASE), ok, p);
+    const bool   aligned_can = restricted(sequence, KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
     if (!base_can && !aligned_can) throw nothing_allowed(sequence);
     said.base_share = base_can ? 1 : 0;
     if (!base_can) return { q.draw(coins.proposal), KAD_SOURCE_ALIGNED };
     if (!aligned_can) return { p.draw(coins.residual), KAD_SOURCE_BASE };
-    KeptSet kept = kept_;
+    KeptSet kept = sequence.now.kept;
     if (kept.extent == KeptSet::Extent::Some) {
         const auto refused = [&](Token v) { return !ok[size_t(v)]; };
         kept.ids.erase(std::remove_if(kept.ids.begin(), kept.ids.end(), refused), kept.ids.end());
         kept.some();
     }
     const Mixture pi(p, q, kept, rule_info(settings_.rule.kind).exchanged != 0);
-    const Outcome outcome = draw(pi, q.draw(coins.proposal), coins);
+    const Outcome outcome = kad::draw(pi, q.draw(coins.proposal), coins);
     said.base_share       = pi.base_share(outcome.token);
     return outcome;
 }
@@ -76,14 +76,14 @@ Outcome Generator::draw_restricted(Sequence & sequence, Said & said, const std::
 Outcome Generator::draw_joint_restricted(Sequence & sequence, const std::vector<uint8_t> & ok,
                                          const DrawCoins & coins) {
     Distribution  q;
-    const bool    aligned_can = restricted(KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
+    const bool    aligned_can = restricted(sequence, KAD_ROLE_ALIGNED, row(sequence, KAD_ROLE_ALIGNED), ok, q);
     const float * joint       = joint_logits(sequence, &ok);
     const bool    joint_can   = possible(joint, joint_row_.size());
     if (!aligned_can && !joint_can) throw nothing_allowed(sequence);
     Outcome outcome = { -1, KAD_SOURCE_JOINT };
     if (joint_can) mix_joint(sequence, joint);
     if (joint_can && aligned_can) {
-        outcome = draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
+        outcome = kad::draw(Mixture(joint_, q), q.draw(coins.proposal), coins);
     } else {
         outcome.token = joint_can ? joint_.draw(coins.residual) : q.draw(coins.proposal);
     }
@@ -93,8 +93,9 @@ Outcome Generator::draw_joint_restricted(Sequence & sequence, const std::vector<
 
 // A role's row as it speaks when its raw row is masked first; false when it has nothing to say. Valid until the next call for
 // that role.
-bool Generator::restricted(kad_role role, const Row & row, const std::vector<uint8_t> & ok, Distribution & out) {
-    return speakers_[role]->restricted(row, ok, restricted_[role], out);
+bool Generator::restricted(Sequence & sequence, kad_role role, const Row & row, const std::vector<uint8_t> & ok,
+                           Distribution & out) {
+    return speaker(sequence, role).restricted(row, ok, restricted_[role], out);
 }
 
 static std::vector<uint8_t> support(const Distribution & row) {
@@ -104,14 +105,14 @@ static std::vector<uint8_t> support(const Distribution & row) {
 }
 
 // One model's draw by one coin among allowed events: from its row as it speaks, else from its masked row; -1 when nothing is left.
-Token Generator::allowed_draw(Constraint & state, kad_role role, const Row & row, double coin) {
+Token Generator::allowed_draw(Sequence & sequence, Constraint & state, kad_role role, const Row & row, double coin) {
     std::vector<uint8_t> ok;
     state.allowed(support(row.spoken), ok);
     const Token y = draw_allowed(row.spoken, ok, coin);
     if (y >= 0) return y;
     state.allowed(std::vector<uint8_t>(ok.size(), 1), ok);
     Distribution own;
-    return restricted(role, row, ok, own) ? own.draw(coin) : -1;
+    return restricted(sequence, role, row, ok, own) ? own.draw(coin) : -1;
 }
 
 } // namespace kad

@@ -153,7 +153,7 @@ private:
     std::string                   message_;
     const float *                 aligned_logits_   = nullptr;
     const float *                 reference_logits_ = nullptr;
-    std::vector<float>            base_row_, mixed_, p_, q_, r_, reference_row_;
+    std::vector<float>            base_row_, mixed_, p_, q_, r_;
     std::vector<double>           pi_;
 
     // What a callback of llama.cpp meets is kept: nothing may be thrown through it.
@@ -214,11 +214,11 @@ private:
     void mix_rows(float * out) {
         const EventSpace & events = setup_->events;
         const size_t       n      = events.size();
-        p_.resize(n);
-        q_.resize(n);
         pi_.resize(n);
-        events.prepare(KAD_ROLE_BASE, base_row_.data(), p_.data());
-        events.prepare(KAD_ROLE_ALIGNED, aligned_logits_, q_.data());
+        p_.assign(base_row_.begin(), base_row_.begin() + ptrdiff_t(n));
+        q_.assign(aligned_logits_, aligned_logits_ + n);
+        events.prepare(KAD_ROLE_BASE, p_.data());
+        events.prepare(KAD_ROLE_ALIGNED, q_.data());
         if (reference_) prepare_reference();
         const kad_status status =
             kad_mixture(&setup_->rule, p_.data(), q_.data(), reference_ ? r_.data() : nullptr, n, 1, pi_.data());
@@ -232,10 +232,9 @@ private:
     // Ids that the reference lacks are impossible for it.
     void prepare_reference() {
         const size_t n = setup_->events.size();
-        reference_row_.assign(n, -INFINITY);
-        std::copy(reference_logits_, reference_logits_ + std::min(n, reference_->n_vocab()), reference_row_.begin());
-        r_.resize(n);
-        setup_->events.prepare(KAD_ROLE_ALIGNED, reference_row_.data(), r_.data());
+        r_.assign(n, -INFINITY);
+        std::copy(reference_logits_, reference_logits_ + std::min(n, reference_->n_vocab()), r_.begin());
+        setup_->events.prepare(KAD_ROLE_ALIGNED, r_.data());
     }
 
     // Only end of generation is left, where the rest allows it: at 1e6 below, a token's probability is exactly 0 as a

@@ -66,7 +66,7 @@ static std::string at_event(size_t i) { return " at event " + std::to_string(i);
 void Generator::check_given(const Given & event, size_t i) const {
     const Vocabulary * vocabulary = events_.vocabulary(event.speaker);
     const std::string  name       = role_name(event.speaker);
-    if (!vocabulary || !speakers_[event.speaker])
+    if (!vocabulary || !stages_[event.speaker])
         throw Error(KAD_INVALID_ARGUMENT, "source " + name + at_event(i) + ": no " + name + " model speaks here");
     if (event.ids.empty()) throw Error(KAD_INVALID_ARGUMENT, "no id" + at_event(i) + "; expected at least one");
     const size_t n = events_.row_size(event.speaker); // with equal vocabularies what all models have
@@ -153,7 +153,7 @@ size_t Generator::rows_ahead(const Sequence & sequence, kad_role role) const {
     const size_t     own = events_.row_size(role), over_events = events_.shared_ids() ? 0 : events_.size();
     const size_t     copies = sequence.sides[role].shaper ? 2 : 1;
     const size_t     kept   = BYTES / (sizeof(float) * copies * (own + over_events));
-    return std::min(std::max<size_t>(kept, 8), speakers_[role]->max_pass());
+    return std::min(std::max<size_t>(kept, 8), stages_[role]->max_pass());
 }
 
 // The next context of this role; where its row is not made yet, so are those of the contexts that extend it.
@@ -172,7 +172,7 @@ void Generator::advance(Sequence & sequence, kad_role role, Path & path) {
         if (ahead.keep != longer.size() || longer.size() + ahead.added.size() > most) break;
         longer.insert(longer.end(), ahead.added.begin(), ahead.added.end());
     }
-    speakers_[role]->rows(longer, context.size());
+    stages_[role]->make_rows({ { &speaker(sequence, role), &longer, context.size() } });
 }
 
 // ---- The numbers ------------------------------------------------------------------------------------------------------
@@ -216,7 +216,8 @@ void Generator::weigh_event(Sequence & sequence, const Given & event, bool by_to
     Character  character(bytes_of(event, 0), events_.shared_ids());
     const auto further = [&](Token id) {
         advance(sequence, role, paths[role]);
-        const double logprob = speakers_[role]->own(row(sequence, role)).log_probability(events_.folded(role, id));
+        const double logprob =
+            speaker(sequence, role).own(row(sequence, role)).log_probability(events_.folded(role, id));
         if (by_token) out.push_back(unknown());
         Said &   said = out.back();
         double & own  = role == KAD_ROLE_BASE ? said.base_logprob : said.aligned_logprob;
@@ -261,7 +262,7 @@ std::vector<Said> Generator::score_text(Sequence & sequence, const std::vector<G
     sequence.draft = 0;
     sequence.note.clear();
     for (const kad_role role : ROLES) {
-        if (sequence.sides[role].active) speakers_[role]->keep_rows(rows_ahead(sequence, role) + 1);
+        if (sequence.sides[role].active) speaker(sequence, role).keep_rows(rows_ahead(sequence, role) + 1);
     }
     using Clock       = std::chrono::steady_clock;
     const auto passed = [](Clock::time_point since) {

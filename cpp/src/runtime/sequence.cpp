@@ -4,18 +4,6 @@
 
 namespace kad {
 
-void Side::retokenise(const std::string & text) {
-    const std::vector<Token> & own = tokens->tokens(text);
-    // Nearly always the new token is simply appended: keep what agrees.
-    const size_t said = context.size() - n_prompt;
-    const size_t n    = std::min(said, own.size());
-    const size_t agree =
-        size_t(std::mismatch(own.begin(), own.begin() + ptrdiff_t(n), context.begin() + ptrdiff_t(n_prompt)).first -
-               own.begin());
-    context.resize(n_prompt + agree);
-    context.insert(context.end(), own.begin() + ptrdiff_t(agree), own.end());
-}
-
 void Sequence::append(const std::string & bytes) {
     const size_t before = text.size();
     text += bytes;

@@ -1,4 +1,4 @@
-// One text being written: its prompt, what was said, its coins, its statistics. Holds no model.
+// One text being written: its prompt, what was said, its coins, its statistics, the round under way. Holds no model.
 #pragma once
 
 #include <deque>
@@ -8,8 +8,11 @@
 #include <vector>
 
 #include "../core/coins.h"
+#include "../core/deferral.h"
 #include "constraint.h"
 #include "language_model.h"
+#include "ngram.h"
+#include "pacing.h"
 #include "text_bridge.h"
 
 namespace kad {
@@ -32,8 +35,33 @@ struct Side {
     std::unique_ptr<Shaper>     shaper; // the speaker's samplers, NULL when off
     std::unique_ptr<TextTokens> tokens; // where vocabularies differ
 
+    // What a round looks ahead: the context with guesses, and of how many of them (from the first) it has the rows.
+    std::vector<Token>        ahead;
+    std::optional<TextTokens> ahead_tokens;
+    size_t                    scored = 0;
+
     // The text as it stands, in this model's tokens.
-    void retokenise(const std::string & text);
+    void retokenise(const std::string & text) { tokens->follow(text, n_prompt, context); }
+};
+
+// What a round guesses will be said next.
+struct Guess {
+    Token       event;
+    std::string bytes;      // where vocabularies differ: of the whole character
+    double      confidence; // the drafter's own probability of it; of an n-gram its class
+};
+
+// The round of one text that is under way.
+struct Round {
+    std::vector<Guess> guesses;
+    Plan               plan;
+    bool               drafting = false; // the aligned model goes on guessing
+    size_t             said     = 0;     // events of this round
+    KeptSet            kept;             // S (or T) at the next event, once it is decided
+    bool               decided  = false;
+    Token              proposal = -1;     // the aligned model's own draw at the last event, -1 where it was not asked
+    double             passes_s = 0;      // evaluation of this text before the round
+    std::vector<NGramTable::Guess> table; // what the n-gram table would guess
 };
 
 struct Sequence {
@@ -41,7 +69,9 @@ struct Sequence {
     double                   temperature = 1;
     int                      max_tokens  = 0;
     kad_mode                 mode        = KAD_MODE_PLAIN; // as it runs, see note
-    size_t                   draft       = 0;
+    size_t                   draft       = 0;              // most guesses of a round
+    bool                     ngram       = true;           // may guesses come from the table?
+    size_t                   slot        = 0;              // of the models' caches
     bool                     logprobs    = false;
     std::string              note;
     std::vector<std::string> stops;
@@ -56,6 +86,10 @@ struct Sequence {
     kad_finish              finish  = KAD_FINISH_NONE;
     size_t                  length  = 0; // of the text without the stop string
     size_t                  settled = 0;
+
+    Round                  now;
+    std::unique_ptr<Pacer> pacer; // with KAD_MODE_AUTO
+    NGramTable             table; // events of prompt and text, with KAD_MODE_AUTO
 
     bool                 prefilled = false;
     std::deque<Said>     said;    // not yet handed out

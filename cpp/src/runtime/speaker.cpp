@@ -1,7 +1,6 @@
 #include "speaker.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "../core/draw.h"
@@ -13,17 +12,15 @@ static const char * name_of(kad_role role) {
     return names[role];
 }
 
-Speaker::Speaker(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass)
-    : model_(model), events_(events), role_(role), reproducible_(reproducible),
-      max_pass_(std::min(max_pass, std::min(model.max_batch(), model.max_rows()))), rows_(2) {}
-
-void Speaker::begin(const Reading & reading, size_t keep_rows) {
-    reading_ = reading;
+void Speaker::begin(const Reading & reading, size_t keep_rows, bool own_rows) {
+    reading_  = reading;
+    own_rows_ = own_rows;
+    idle_     = false;
     this->keep_rows(keep_rows);
     for (Row & row : rows_) {
         row.read = false;
         // A row after generated tokens may come from another pass than the one a fresh run would make.
-        if (reproducible_) row.length = 0;
+        if (stage_.reproducible()) row.length = 0;
     }
     count    = EvaluationCount();
     started_ = false;
@@ -31,7 +28,9 @@ void Speaker::begin(const Reading & reading, size_t keep_rows) {
 }
 
 void Speaker::keep_rows(size_t n) {
-    if (rows_.size() < n) rows_.assign(n, Row()); // rows move: old ones are forgotten
+    if (rows_.size() >= n) return;
+    rows_.clear(); // rows move: old ones are forgotten
+    rows_.resize(n);
 }
 
 size_t Speaker::common_prefix(const std::vector<Token> & context) const {
@@ -43,9 +42,9 @@ size_t Speaker::common_prefix(const std::vector<Token> & context) const {
 // Keeps the first `keep` tokens of the cache; caches that cannot rewind start again from nothing.
 void Speaker::rewind(size_t keep) {
     if (keep >= tokens_.size()) return;
-    if (!model_.can_rewind()) keep = 0;
+    if (!model().can_rewind()) keep = 0;
     tokens_.resize(keep);
-    model_.drop(keep);
+    model().drop(slot_, keep);
     blocks_ = std::min(blocks_, keep / BLOCK * BLOCK);
     for (Row & row : rows_) {
         if (row.length > keep) row.length = 0;
@@ -54,126 +53,166 @@ void Speaker::rewind(size_t keep) {
 
 void Speaker::trim(const std::vector<Token> & context) {
     // A cache that cannot rewind would be emptied: better keep it, a longer prompt may still extend it.
-    if (model_.can_rewind()) rewind(common_prefix(context));
+    if (model().can_rewind()) rewind(common_prefix(context));
 }
 
-void Speaker::evaluate(const Token * tokens, size_t n, size_t n_rows) {
-    const size_t at    = tokens_.size();
-    const auto   start = std::chrono::steady_clock::now();
-    try {
-        model_.evaluate(tokens, n, at, n_rows);
-    } catch (...) {
-        const size_t keep = model_.can_rewind() ? at : 0;
-        model_.drop(keep);
-        tokens_.resize(keep);
-        if (keep == 0) {
-            blocks_ = 0;
-            for (Row & row : rows_) row.length = 0;
-        }
-        throw;
-    }
-    count.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+// ---- Passes -----------------------------------------------------------------------------------------------------------
+
+void Speaker::took(const Piece & piece, size_t first_row, double seconds) {
+    count.seconds += seconds;
     ++count.passes;
-    tokens_.insert(tokens_.end(), tokens, tokens + n);
-    for (size_t i = 0; i < n_rows; ++i) store(model_.row(i), at + n - n_rows + i + 1);
+    tokens_.insert(tokens_.end(), piece.tokens, piece.tokens + piece.n);
+    for (size_t i = 0; i < piece.n_rows; ++i)
+        store(model().row(first_row + i), piece.at + piece.n - piece.n_rows + i + 1);
 }
 
-void Speaker::store(const float * logits, size_t length) {
-    Row & row  = rows_[length % rows_.size()];
+void Speaker::lost(size_t keep) {
+    if (!model().can_rewind()) keep = 0;
+    model().drop(slot_, keep);
+    tokens_.resize(keep);
+    if (keep > 0) return;
+    blocks_ = 0;
+    for (Row & row : rows_) row.length = 0;
+}
+
+// The row is made ready where it lies, in the model's buffer, until the next pass: only rows that are needed longer are copied.
+void Speaker::store(float * logits, size_t length) {
+    Row & row  = at(length);
     row.length = length;
     row.read   = false;
-    row.own.resize(events_.row_size(role_));
-    events_.prepare(role_, logits, row.own.data());
+    row.own    = logits;
+    row.pass   = stage_.passes();
+    stage_.events().prepare(stage_.role(), row.own);
+    if (own_rows_) own_row(row);
 }
 
-bool Speaker::prefill(const std::vector<Token> & prompt) {
+void Speaker::own_row(Row & row) {
+    if (row.pass == 0) return;
+    row.copy.assign(row.own, row.own + stage_.events().row_size(stage_.role()));
+    row.own  = row.copy.data();
+    row.pass = 0;
+    row.read = false;
+}
+
+void Speaker::own_rows() {
+    for (Row & row : rows_) {
+        if (row.length > 0 && row.pass == stage_.passes()) own_row(row);
+    }
+}
+
+void Speaker::choose_reuse(const std::vector<Token> & prompt) {
+    const size_t n = prompt.size(), common = common_prefix(prompt);
+    if (stage_.reproducible()) {
+        // Only whole blocks that were evaluated as prompt blocks, and never the last block: so that every row after
+        // the prompt comes from the same passes whatever ran before.
+        rewind(std::min({ blocks_, common / BLOCK * BLOCK, (n - 1) / BLOCK * BLOCK }));
+    } else if (common == n && has_row(n)) {
+        rewind(n);
+    } else {
+        rewind(std::min(common, n - 1));
+    }
+    cached_  = tokens_.size();
+    started_ = true;
+}
+
+void Speaker::adopt(const Speaker & other, const std::vector<Token> & prompt) {
+    const size_t n = std::min(other.common_prefix(prompt), prompt.size());
+    if (&other == this || n <= common_prefix(prompt)) return;
+    rewind(0);
+    model().copy(other.slot_, slot_, n);
+    tokens_.assign(prompt.begin(), prompt.begin() + ptrdiff_t(n));
+    if (n < prompt.size() || !other.has_row(n)) return;
+    const Row & theirs = other.rows_[n % other.rows_.size()];
+    Row &       ours   = at(n);
+    ours.length        = n;
+    ours.own           = theirs.own;
+    ours.pass          = stage_.passes();
+    ours.read          = false;
+    own_row(ours);
+}
+
+void Speaker::start_block(const std::vector<Token> & prompt) {
     const size_t n = prompt.size();
     n_prompt_      = n;
-    if (!started_) {
-        const size_t common = common_prefix(prompt);
-        if (reproducible_) {
-            // Only whole blocks that were evaluated as prompt blocks, and never the last block: so that every row after
-            // the prompt comes from the same passes whatever ran before.
-            rewind(std::min({ blocks_, common / BLOCK * BLOCK, (n - 1) / BLOCK * BLOCK }));
-        } else if (common == n && has_row(n)) {
-            rewind(n);
-        } else {
-            rewind(std::min(common, n - 1));
-        }
-        cached_  = tokens_.size();
-        started_ = true;
-    }
-    if (tokens_.size() == n && has_row(n)) return true;
+    if (!started_) choose_reuse(prompt);
+    if (tokens_.size() == n && has_row(n)) return;
     if (tokens_.size() >= n) rewind(n - 1); // interrupted between evaluation and row
-    return evaluate_block(prompt, 1);
+    evaluate_block(prompt, 1, false);
 }
 
-// The next block of the prompt, with rows after its last n_rows tokens if it is the last; true when it is.
-bool Speaker::evaluate_block(const std::vector<Token> & context, size_t n_rows) {
-    const size_t at = tokens_.size();
-    const size_t block =
-        std::min(reproducible_ ? std::min(BLOCK, model_.max_batch()) : model_.max_batch(), n_prompt_ - at);
-    const bool last = at + block == n_prompt_;
-    evaluate(context.data() + at, block, last ? std::min(n_rows, block) : 0);
+bool Speaker::finish_block(const std::vector<Token> & prompt) {
+    stage_.finish();
+    return tokens_.size() == prompt.size() && has_row(prompt.size());
+}
+
+// The next block of the prompt, with rows after its last n_rows tokens if it is the last.
+void Speaker::evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait) {
+    const size_t most  = stage_.reproducible() ? std::min(BLOCK, model().max_batch()) : model().max_batch();
+    const size_t at    = tokens_.size();
+    const size_t block = std::min(most, n_prompt_ - at);
+    const bool   last  = at + block == n_prompt_;
+    stage_.evaluate({ { slot_, context.data() + at, block, at, last ? std::min(n_rows, block) : 0 } }, { this }, wait);
     if (blocks_ == at && block == BLOCK) blocks_ = at + BLOCK;
-    return last;
 }
 
 Row & Speaker::row(const std::vector<Token> & context, uint64_t event) {
     const size_t length = context.size();
-    rows(context, length);
+    stage_.make_rows({ { this, &context, length } });
     if (!has_row(length)) throw Error(KAD_INTERNAL_ERROR, "no row after " + std::to_string(length) + " tokens");
-    Row & row = rows_[length % rows_.size()];
+    Row & row = at(length);
     if (!row.read || row.event != event) read(row, event);
     return row;
 }
 
-void Speaker::rows(const std::vector<Token> & context, size_t from) {
+bool Speaker::has_row(const std::vector<Token> & context) const {
+    return has_row(context.size()) && common_prefix(context) == context.size();
+}
+
+bool Speaker::lacks(const std::vector<Token> & context, size_t & from) {
     const size_t n      = context.size();
     const size_t common = common_prefix(context);
     // Where the cache already goes on beyond the context (guesses), its rows stay: they may prove right.
     if (common < n) rewind(common);
+    const size_t first = from;
     while (from <= n && has_row(from)) ++from;
-    if (from > n) return;
+    if (from > n) return false;
+    for (size_t length = first; length < from; ++length) own_row(at(length));
     rewind(from - 1);
     // A cache that could not rewind lacks the prompt too: it comes back in the blocks that it came in.
-    while (tokens_.size() < n_prompt_) evaluate_block(context, from > n_prompt_ ? 0 : n_prompt_ - (from - 1));
-    // What the cache lacks, in passes of at most max_pass_. Rows are wanted after the tokens from-1 .. n-1.
-    for (size_t at = tokens_.size(); at < n; at = tokens_.size()) {
-        const size_t pass = std::min(max_pass_, n - at);
-        const size_t end  = at + pass;
-        evaluate(context.data() + at, pass, end < from ? 0 : std::min(pass, end - (from - 1)));
-    }
+    while (tokens_.size() < n_prompt_) evaluate_block(context, from > n_prompt_ ? 0 : n_prompt_ - (from - 1), true);
+    return tokens_.size() < n;
 }
+
+// ---- Reading ----------------------------------------------------------------------------------------------------------
 
 // One pass over the row where rule and speaker ask the same question of the same numbers; otherwise one each.
 void Speaker::read(Row & row, uint64_t event) {
-    const float * raw    = row.own.data();
-    const float * spoken = raw;
+    const EventSpace & events = stage_.events();
+    const kad_role     role   = stage_.role();
+    const size_t       n_own  = events.row_size(role);
+    const float *      raw    = row.own;
+    const float *      spoken = raw;
     if (reading_.shaper) {
         // Truncation could drop the very token whose logit is NaN, and would sort by it.
-        check_logits(raw, row.own.size(), name_of(role_));
-        row.shaped_own.resize(row.own.size());
+        check_logits(raw, n_own, name_of(role));
+        row.shaped_own.resize(n_own);
         // What the cache holds up to this row is its context: rows beyond a rewind are gone.
-        reading_.shaper->shape(tokens_.data(), row.length, event, raw, row.shaped_own.data(), row.own.size());
+        reading_.shaper->shape(tokens_.data(), row.length, event, raw, row.shaped_own.data(), n_own);
         spoken = row.shaped_own.data();
     }
-    if (!events_.shared_ids()) {
-        row.events.resize(events_.size());
-        events_.project(role_, raw, row.events.data());
-        raw = row.events.data();
-        if (reading_.shaper) {
-            row.shaped_events.resize(events_.size());
-            events_.project(role_, spoken, row.shaped_events.data());
-        }
-        spoken = reading_.shaper ? row.shaped_events.data() : raw;
+    if (!events.shared_ids()) {
+        raw    = events.project(role, raw, row.entries);
+        spoken = reading_.shaper ? events.project(role, spoken, row.shaped_entries) : raw;
     }
-    row.spoken.set(spoken, events_.size(), reading_.temperature, name_of(role_));
+    const auto set = [&](Distribution & out, const float * logits, double temperature) {
+        out.set(logits, events.entries(role), temperature, name_of(role), events.support(role));
+    };
+    set(row.spoken, spoken, reading_.temperature);
     if (reading_.rule_temperature > 0) {
         if (spoken == raw && reading_.rule_temperature == reading_.temperature) {
             row.at_rule = row.spoken;
         } else {
-            row.at_rule.set(raw, events_.size(), reading_.rule_temperature, name_of(role_));
+            set(row.at_rule, raw, reading_.rule_temperature);
         }
     }
     row.read  = true;
@@ -182,7 +221,8 @@ void Speaker::read(Row & row, uint64_t event) {
 
 const Distribution & Speaker::own(const Row & row) {
     const bool shaped = reading_.shaper != nullptr;
-    own_.set(shaped ? row.shaped_own.data() : row.own.data(), row.own.size(), reading_.temperature, name_of(role_));
+    own_.set(shaped ? row.shaped_own.data() : row.own, stage_.events().row_size(stage_.role()), reading_.temperature,
+             name_of(stage_.role()));
     return own_;
 }
 
@@ -195,7 +235,7 @@ Token Speaker::draw_own(Row & row, double coin, double & logprob) {
 // masked_: the own row with only ids of ok_ids left, after the samplers; false when none is left: a bias may ban what the
 // grammar allows.
 bool Speaker::mask(const Row & row, const std::vector<uint8_t> & ok_ids) {
-    masked_ = row.own;
+    masked_.assign(row.own, row.own + ok_ids.size());
     for (size_t i = 0; i < masked_.size(); ++i) {
         if (!ok_ids[i]) masked_[i] = -INFINITY;
     }
@@ -213,21 +253,26 @@ Token Speaker::draw_own_allowed(Row & row, const std::vector<uint8_t> & ok, doub
     if (v >= 0) logprob = own_.log_probability(v);
     if (v >= 0 || !mask(row, ok)) return v;
     logprob = -INFINITY;
-    own_.set(masked_.data(), masked_.size(), reading_.temperature, name_of(role_));
+    own_.set(masked_.data(), masked_.size(), reading_.temperature, name_of(stage_.role()));
     return own_.draw(coin);
 }
 
 bool Speaker::restricted(const Row & row, const std::vector<uint8_t> & ok, std::vector<float> & buffer,
                          Distribution & out) {
-    std::vector<uint8_t> ok_ids(row.own.size());
+    const EventSpace &   events = stage_.events();
+    const kad_role       role   = stage_.role();
+    std::vector<uint8_t> ok_ids(events.row_size(role));
     for (size_t i = 0; i < ok_ids.size(); ++i) {
-        const Token event = events_.event(role_, Token(i));
+        const Token event = events.event(role, Token(i));
         ok_ids[i]         = event >= 0 && ok[size_t(event)];
     }
     if (!mask(row, ok_ids)) return false;
-    buffer.resize(events_.size());
-    events_.project(role_, masked_.data(), buffer.data());
-    out.set(buffer.data(), buffer.size(), reading_.temperature, name_of(role_));
+    if (events.shared_ids()) {
+        buffer = masked_;
+    } else {
+        events.project(role, masked_.data(), buffer);
+    }
+    out.set(buffer.data(), buffer.size(), reading_.temperature, name_of(role), events.support(role));
     return true;
 }
 

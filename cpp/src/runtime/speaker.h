@@ -1,25 +1,26 @@
-// One model's side of the conversation: its cache, and its rows of logits, ready to be drawn from.
+// One model's side of one text: its slot of the cache, and its rows of logits, ready to be drawn from.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "../core/logits.h"
-#include "language_model.h"
-#include "text_bridge.h"
+#include "stage.h"
 
 namespace kad {
 
-// A model's rows at one position, read for the two questions of method.md, section 4.
+// A model's row at one position, read for the two questions of method.md, section 4.
 struct Row {
-    size_t             length = 0; // tokens of the context that the row follows; 0 = no row here
-    std::vector<float> own;        // prepared logits over the model's own ids
-    std::vector<float> events;     // the same over events
+    size_t             length = 0;       // tokens of the context that the row follows; 0 = no row here
+    uint64_t           pass   = 0;       // of the stage, in whose buffer it lies; 0 = in `copy`
+    float *            own    = nullptr; // prepared logits over the model's own ids
+    std::vector<float> copy;
     bool               read  = false;
-    uint64_t           event = 0;                 // for which it was read
-    std::vector<float> shaped_own, shaped_events; // after the speaker's samplers; empty when they are off
-    Distribution       at_rule;                   // who speaks: raw, at the rule's temperature (base only)
-    Distribution       spoken;                    // how this speaker speaks: shaped, at the sampling temperature
+    uint64_t           event = 0; // for which it was read
+    std::vector<float> shaped_own, entries,
+        shaped_entries;   // over events (EventSpace::project), where vocabularies differ
+    Distribution at_rule; // who speaks: raw, at the rule's temperature
+    Distribution spoken;  // how this speaker speaks: shaped, at the sampling temperature
 };
 
 struct Reading {
@@ -37,30 +38,36 @@ class Speaker {
 public:
     static constexpr size_t BLOCK = 64; // reproducible prompts are evaluated in blocks of this many tokens
 
-    // max_pass: most tokens per pass outside the prompt. reproducible: fixed prompt blocks, only whole ones are reused.
-    Speaker(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass);
+    Speaker(Stage & stage, size_t slot) : stage_(stage), slot_(slot), rows_(2) {}
 
-    LanguageModel & model() { return model_; }
-    size_t          max_pass() const { return max_pass_; }
+    LanguageModel & model() const { return stage_.model(); }
+    Stage &         stage() const { return stage_; }
+    size_t          slot() const { return slot_; }
+    size_t          holds() const { return tokens_.size(); } // tokens in the cache
+    bool            idle() const { return idle_; }
+    size_t          common_prefix(const std::vector<Token> & context) const;
 
-    // A new text begins. keep_rows: room for this many rows.
-    void begin(const Reading & reading, size_t keep_rows);
+    // A new text begins. keep_rows: room for this many rows. own_rows: they outlive the next pass.
+    void begin(const Reading & reading, size_t keep_rows, bool own_rows);
+    void set_idle(bool idle) { idle_ = idle; } // whether its cells may be taken
 
     // Room for at least n rows from here on. Making room forgets the rows at hand.
     void keep_rows(size_t n);
 
-    // Evaluates the next block of the prompt; true when the row after the whole prompt is there. cached() is then the number
-    // of prompt tokens that were not evaluated again.
-    bool   prefill(const std::vector<Token> & prompt);
+    // Starts on the next block of the prompt; finish_block() waits for it, true when the row after the whole prompt is there.
+    // cached() is then the number of prompt tokens that were not evaluated again.
+    void   start_block(const std::vector<Token> & prompt);
+    bool   finish_block(const std::vector<Token> & prompt);
     size_t cached() const { return cached_; }
     size_t prefilled() const { return started_ ? tokens_.size() : 0; }
+    bool   started() const { return started_; }
+
+    // Takes over what another slot holds of the prompt, where that is more. Cells are shared.
+    void adopt(const Speaker & other, const std::vector<Token> & prompt);
 
     // The row after `context`, evaluating what the cache lacks, read for event number `event`.
     Row & row(const std::vector<Token> & context, uint64_t event);
-
-    // Makes the rows after the first `from`, from+1, ... all tokens of context, in one pass as far as limits allow. Then row()
-    // has them at hand.
-    void rows(const std::vector<Token> & context, size_t from);
+    bool  has_row(const std::vector<Token> & context) const;
 
     // How this model speaks over its own ids (further tokens of a character). Valid until the next call.
     const Distribution & own(const Row & row);
@@ -78,33 +85,45 @@ public:
 
     // Drops from the cache what does not belong to context.
     void trim(const std::vector<Token> & context);
+    void forget() { rewind(0); }
+
+    // ---- For the stage ----
+
+    // Rewinds to what the cache has of context. True when rows after from .. all tokens are to be made; `from` is then the first.
+    bool lacks(const std::vector<Token> & context, size_t & from);
+    void took(const Piece & piece, size_t first_row,
+              double seconds); // a pass: its rows begin at the model's row(first_row)
+    void lost(size_t keep);    // a pass that failed
+    void own_rows();           // copies rows out of the model's buffer
 
     EvaluationCount count; // since begin()
 
 private:
-    LanguageModel &    model_;
-    const EventSpace & events_;
-    kad_role           role_;
-    bool               reproducible_;
-    size_t             max_pass_;
+    Stage &            stage_;
+    size_t             slot_;
     Reading            reading_;
+    bool               idle_ = true, own_rows_ = false;
     std::vector<Token> tokens_;       // what the cache holds
     size_t             blocks_   = 0; // tokens of it that were evaluated as whole prompt blocks
     size_t             cached_   = 0;
     size_t             n_prompt_ = 0;
-    bool               started_  = false; // prefill() has chosen what to reuse
+    bool               started_  = false; // prefill has chosen what to reuse
     std::vector<Row>   rows_;             // slot length % size
     Distribution       own_;
     std::vector<float> masked_, masked_shaped_;
 
-    bool   evaluate_block(const std::vector<Token> & context, size_t n_rows);
-    void   rewind(size_t keep);
-    void   evaluate(const Token * tokens, size_t n, size_t n_rows);
-    void   store(const float * logits, size_t length);
-    void   read(Row & row, uint64_t event);
-    bool   mask(const Row & row, const std::vector<uint8_t> & ok_ids);
-    size_t common_prefix(const std::vector<Token> & context) const;
-    bool   has_row(size_t length) const { return rows_[length % rows_.size()].length == length; }
+    void  choose_reuse(const std::vector<Token> & prompt);
+    void  evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait);
+    void  rewind(size_t keep);
+    void  store(float * logits, size_t length);
+    void  own_row(Row & row);
+    void  read(Row & row, uint64_t event);
+    bool  mask(const Row & row, const std::vector<uint8_t> & ok_ids);
+    Row & at(size_t length) { return rows_[length % rows_.size()]; }
+    bool  has_row(size_t length) const {
+        const Row & row = rows_[length % rows_.size()];
+        return row.length == length && (row.pass == 0 || row.pass == stage_.passes());
+    }
 };
 
 } // namespace kad

@@ -77,12 +77,12 @@ void EventSpace::share_ids() {
         for (size_t i = 0; i < n; ++i) side.event_of[i] = Token(i);
         for (const Token id : side.forbidden) side.event_of[size_t(id)] = -1;
         for (const Token id : side.ends) side.event_of[size_t(id)] = end_;
-        side.id_of = side.event_of;
+        side.id_of     = side.event_of;
+        side.n_entries = n;
     }
 }
 
-// Events in the order base ids, then aligned ids. Bytes that are no whole characters never merge across the models: whoever
-// starts a character finishes it.
+// Bytes that are no whole characters never merge across the models: whoever starts a character finishes it.
 void EventSpace::merge_bytes() {
     shared_ids_ = false;
     std::unordered_map<std::string, Token> whole, own;
@@ -95,22 +95,28 @@ void EventSpace::merge_bytes() {
         side.event_of.assign(n, -1);
         side.byte_ids.assign(256, -1);
         own.clear();
+        // A new event gets the next number; of the base, that of its id.
+        const auto fresh = [&](size_t i) { return Token(role == KAD_ROLE_BASE ? i : n_events_); };
         for (size_t i = 0; i < n; ++i) {
             const Token id = Token(i);
             if (ends[i]) {
-                if (end_ < 0) end_ = Token(n_events_++);
+                if (end_ < 0) end_ = fresh(i);
                 side.event_of[i] = end_;
             } else if (side.vocabulary->kind(id) == TokenKind::Text) {
                 const std::string & bytes = side.vocabulary->bytes(id);
-                const auto          found = (well_formed(bytes) ? whole : own).emplace(bytes, Token(n_events_));
-                if (found.second) ++n_events_;
                 if (bytes.size() == 1 && side.byte_ids[uint8_t(bytes[0])] < 0) side.byte_ids[uint8_t(bytes[0])] = id;
-                side.event_of[i] = found.first->second;
+                side.event_of[i] = (well_formed(bytes) ? whole : own).emplace(bytes, fresh(i)).first->second;
             }
+            if (side.event_of[i] == Token(n_events_) || role == KAD_ROLE_BASE) ++n_events_;
         }
     }
-    for (Side & side : sides_) {
-        if (!side.vocabulary) continue;
+    list_entries();
+}
+
+// Which ids say an event, and which events a projected row lists.
+void EventSpace::list_entries() {
+    for (const int role : { KAD_ROLE_BASE, KAD_ROLE_ALIGNED }) {
+        Side & side = sides_[role];
         side.id_of.assign(n_events_, -1);
         for (size_t i = 0; i < side.n; ++i) {
             const Token event = side.event_of[i];
@@ -121,6 +127,16 @@ void EventSpace::merge_bytes() {
                 side.merged.push_back(Token(i));
             }
         }
+        side.support.n_events = n_events_;
+        side.n_entries        = side.n;
+        if (role == KAD_ROLE_BASE) continue; // entry i is event i
+        side.support.entry_of.assign(n_events_, -1);
+        for (size_t e = 0; e < n_events_; ++e) {
+            if (side.id_of[e] < 0) continue;
+            side.support.entry_of[e] = Token(side.support.events.size());
+            side.support.events.push_back(Token(e));
+        }
+        side.n_entries = side.support.events.size();
     }
 }
 
@@ -131,9 +147,8 @@ static double log_add(double a, double b) {
     return high + std::log1p(std::exp(std::min(a, b) - high));
 }
 
-void EventSpace::prepare(kad_role role, const float * logits, float * out) const {
+void EventSpace::prepare(kad_role role, float * out) const {
     const Side & side = sides_[role];
-    std::memcpy(out, logits, side.n * sizeof(float));
     for (const Token id : side.forbidden) out[id] = -INFINITY;
     if (side.ends.size() < 2) return;
     double folded = -INFINITY;
@@ -160,19 +175,28 @@ bool EventSpace::spells_end(const std::string & text) const {
     return false;
 }
 
-void EventSpace::project(kad_role role, const float * row, float * out) const {
+const float * EventSpace::project(kad_role role, const float * row, std::vector<float> & buffer) const {
     const Side & side = sides_[role];
-    if (shared_ids_) {
-        std::memcpy(out, row, side.n * sizeof(float));
-        return;
-    }
-    for (size_t e = 0; e < n_events_; ++e) {
-        const Token id = side.id_of[e];
-        out[e]         = id >= 0 ? row[id] : -INFINITY;
+    buffer.resize(side.n_entries);
+    if (side.support.events.empty()) {
+        std::memcpy(buffer.data(), row, side.n * sizeof(float));
+    } else {
+        for (size_t i = 0; i < side.n_entries; ++i) buffer[i] = row[side.id_of[size_t(side.support.events[i])]];
     }
     for (const Token id : side.merged) {
-        float & sum = out[side.event_of[size_t(id)]];
-        sum         = float(log_add(sum, row[id]));
+        const Token event = side.event_of[size_t(id)];
+        float &     sum   = buffer[size_t(side.support.events.empty() ? event : side.support.entry_of[size_t(event)])];
+        sum               = float(log_add(sum, row[id]));
+        if (side.support.events.empty()) buffer[size_t(id)] = -INFINITY;
+    }
+    return buffer.data();
+}
+
+void EventSpace::spread(kad_role role, const float * entries, float * out) const {
+    const Side & side = sides_[role];
+    std::fill(out, out + n_events_, -INFINITY);
+    for (size_t i = 0; i < side.n_entries; ++i) {
+        out[side.support.events.empty() ? i : size_t(side.support.events[i])] = entries[i];
     }
 }
 
@@ -221,13 +245,22 @@ size_t next_cut(const std::string & text, size_t from) {
 const std::vector<Token> & TextTokens::tokens(const std::string & text) {
     tokens_.resize(settled_);
     for (size_t cut; (cut = next_cut(text, cut_)) != std::string::npos; cut_ = cut) {
-        const std::vector<Token> piece = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_, cut - cut_)));
+        const std::vector<Token> piece = vocabulary_->tokenize_continuation(sanitised(text.substr(cut_, cut - cut_)));
         tokens_.insert(tokens_.end(), piece.begin(), piece.end());
     }
     settled_                      = tokens_.size();
-    const std::vector<Token> tail = vocabulary_.tokenize_continuation(sanitised(text.substr(cut_)));
+    const std::vector<Token> tail = vocabulary_->tokenize_continuation(sanitised(text.substr(cut_)));
     tokens_.insert(tokens_.end(), tail.begin(), tail.end());
     return tokens_;
+}
+
+void TextTokens::follow(const std::string & text, size_t n_prompt, std::vector<Token> & context) {
+    const std::vector<Token> & own = tokens(text);
+    // Nearly always the new token is simply appended.
+    const size_t n     = std::min(context.size() - n_prompt, own.size());
+    const auto   agree = std::mismatch(own.begin(), own.begin() + ptrdiff_t(n), context.begin() + ptrdiff_t(n_prompt));
+    context.erase(agree.second, context.end());
+    context.insert(context.end(), agree.first, own.cend());
 }
 
 } // namespace kad

@@ -3,12 +3,17 @@
 // An event is what can be said next. With equal vocabularies it is a token id. Otherwise it is a byte string: the two models
 // meet in the bytes of their tokens. EventSpace turns either model's row of logits into a row over events, so that core/
 // sees two rows of one length and never asks which case it is. TextTokens keeps a model's own tokenisation of the text.
+//
+// Events are numbered in the order in which draws go through them: base ids, then aligned ids, an event at its lowest id. An
+// event that the base has is numbered by its lowest base id, so that a base row is a row over events as it stands, but for the
+// few ids of equal bytes; numbers of ids that are no event of their own are never drawn.
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "../core/logits.h"
 #include "language_model.h"
 
 namespace kad {
@@ -32,9 +37,9 @@ public:
     size_t size() const { return n_events_; }
     bool   shared_ids() const { return shared_ids_; } // events are ids
 
-    // Own logits of `role` as sampled from: control tokens, tokens without bytes and the padded tail are -inf; all
-    // end-of-generation tokens are folded (logsumexp) at the lowest. out has row_size(role) floats.
-    void   prepare(kad_role role, const float * logits, float * out) const;
+    // Makes a model's logits, in place, those it is sampled from: control tokens, tokens without bytes and the padded tail are
+    // -inf; all end-of-generation tokens are folded (logsumexp) at the lowest. A prepared row is the first row_size(role) of them.
+    void   prepare(kad_role role, float * logits) const;
     size_t row_size(kad_role role) const { return sides_[role].n; }
 
     // The id of `role` whose logit stands for `id` in a prepared row: the lowest end of generation for any of them.
@@ -45,9 +50,14 @@ public:
     // Is text the spelling of an end of generation of either model?
     bool spells_end(const std::string & text) const;
 
-    // A prepared (perhaps shaped) row over events: equal bytes are one event with summed probability, standing at the
-    // lowest of its ids, base ids before aligned ones. With shared ids this is a copy. out has size() floats.
-    void project(kad_role role, const float * row, float * out) const;
+    // Where vocabularies differ: a prepared (perhaps shaped) row over the events that this role can say, in the order of
+    // events: entries(role) floats, entry i of which stands for the event that support(role) tells. Equal bytes are one event
+    // with summed probability. The result lies in `buffer`.
+    const float *   project(kad_role role, const float * row, std::vector<float> & buffer) const;
+    size_t          entries(kad_role role) const { return sides_[role].n_entries; }
+    const Support * support(kad_role role) const { return shared_ids_ ? nullptr : &sides_[role].support; }
+    // The same over all events, with -inf where there is no entry: size() floats.
+    void spread(kad_role role, const float * entries, float * out) const;
 
     bool                ends(Token event) const { return event == end_; }
     const std::string & bytes(Token event) const;
@@ -67,6 +77,8 @@ private:
         std::vector<Token> event_of;       // id -> event, -1
         std::vector<Token> id_of;          // event -> lowest id, -1
         std::vector<Token> merged;         // ids that share their event with a lower id
+        size_t             n_entries = 0;  // of a projected row
+        Support            support;        // which events they are
         std::vector<Token> byte_ids;       // 256, where vocabularies differ
     };
 
@@ -77,6 +89,7 @@ private:
 
     void share_ids();
     void merge_bytes();
+    void list_entries();
     void fill(Side & side, size_t n, const std::vector<bool> & ends);
 };
 
@@ -86,13 +99,16 @@ private:
 // at the latest (there a tokeniser may have joined what the cut parts); pieces are tokenised apart, so the cost of an event does not grow with the text.
 class TextTokens {
 public:
-    explicit TextTokens(const Vocabulary & vocabulary) : vocabulary_(vocabulary) {}
+    explicit TextTokens(const Vocabulary & vocabulary) : vocabulary_(&vocabulary) {}
 
     // Tokens of a text that extends (or is) the one given before. Valid until the next call.
     const std::vector<Token> & tokens(const std::string & text);
 
+    // Goes on in `context`, which holds the text's tokens so far after n_prompt others: what agrees is kept.
+    void follow(const std::string & text, size_t n_prompt, std::vector<Token> & context);
+
 private:
-    const Vocabulary & vocabulary_;
+    const Vocabulary * vocabulary_;
     size_t             cut_     = 0; // bytes before this are settled
     size_t             settled_ = 0; // tokens of those bytes
     std::vector<Token> tokens_;

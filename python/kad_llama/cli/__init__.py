@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kad_llama.cli import answer, chat, demo, explain, inspect, output, perplexity
+from kad_llama.cli import answer, bench, chat, demo, explain, inspect, output, perplexity
 from kad_llama.cli import arguments as flags
 from kad_llama.errors import KadError
 
@@ -44,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    commands = {"inspect": _inspect, "rules": _rules, "explain": _explain, "perplexity": _perplexity}
+    commands = {
+        "inspect": _inspect,
+        "rules": _rules,
+        "explain": _explain,
+        "perplexity": _perplexity,
+        "bench": _bench,
+    }
     try:
         return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _answer(argv)
     except SystemExit as leaving:  # argparse: after --help, and after a usage error
@@ -88,6 +94,19 @@ def _perplexity(argv: list[str]) -> int:
     if arguments.ctx_size < 4:
         command.error(f"-c {arguments.ctx_size}: a window has a first half and a second; expected at least 4 tokens")
     return perplexity.run(arguments)
+
+
+def _bench(argv: list[str]) -> int:
+    command = flags.bench_parser()
+    arguments = command.parse_args(argv)
+    arguments.raw = arguments.no_spec = False
+    arguments.system = arguments.file = None
+    flags.check(command, arguments)
+    if arguments.rule == "aligned":
+        command.error("--rule aligned runs the aligned model alone, which every bench measures; name another rule")
+    if arguments.demo:
+        arguments.model, arguments.aligned = map(str, demo.models())
+    return bench.run(arguments)
 
 
 def _inspect(argv: list[str]) -> int:

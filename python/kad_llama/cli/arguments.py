@@ -15,6 +15,7 @@ kad-llama -m BASE.gguf -a ALIGNED.gguf [-p TEXT | -f FILE] [options]
        kad-llama --demo [-p TEXT | -f FILE] [options]
        kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]
        kad-llama perplexity FILE -m BASE.gguf -a ALIGNED.gguf [options]
+       kad-llama bench -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama inspect -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama rules"""
 
@@ -32,7 +33,16 @@ PERPLEXITY = """\
 How well the mixture (pi) and either model alone predict a text. The file is read in windows of -c tokens; the second half of
 each is scored after the first, as llama.cpp's own tool does. Bits per byte can be compared across vocabularies."""
 
+BENCH = """\
+How fast every way to run the pair is on this machine, beside the base alone in llama.cpp: speed, right guesses, tokens per
+base pass, time outside evaluation, memory, and the speed that the measured passes and guesses would allow at best. Repeats
+are interleaved, and a first one is not counted. Ends with one sentence of advice. Ctrl-C shows what was measured so far."""
+
 MAX_TOKENS = 256
+
+BENCH_PROMPT = "Explain in detail, part by part, how a bicycle works and how to look after it."
+BENCH_DRAFTS: tuple[int | str, ...] = (1, 2, 3, 4, 7, 11, 15, "auto")
+BENCH_LEAST_TOKENS = 8  # of a shorter text the speed says little
 
 # llama.h's enum llama_load_mode, by (memory map, lock).
 _LOAD_MODES = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
@@ -48,6 +58,16 @@ def rule_temperature(text: str) -> float | str:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a number or 'sampling'") from None
+
+
+def draft(text: str) -> int | str:
+    """The value of --draft: a number, or the word `auto`."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number or 'auto'") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +99,57 @@ def perplexity_parser() -> argparse.ArgumentParser:
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
     return result
+
+
+def bench_parser() -> argparse.ArgumentParser:
+    """The parser of `kad-llama bench`."""
+    result = _new_parser("kad-llama bench", "kad-llama bench -m BASE.gguf -a ALIGNED.gguf [options]", BENCH)
+    _add_models(result)
+    _add_rule(result)
+    group = result.add_argument_group("what is measured")
+    group.add_argument(
+        "-p", "--prompt", metavar="TEXT", default=BENCH_PROMPT, help="what is answered; long answers help"
+    )
+    group.add_argument(
+        "-n", "--max-tokens", type=_enough, default=64, metavar="N", help="tokens of a run, 8 or more (default 64)"
+    )
+    group.add_argument("--repeats", type=_positive, default=5, metavar="N", help="runs of each that count (default 5)")
+    group.add_argument(
+        "--drafts", type=_drafts, metavar="N,N,...", help="values of --draft to try (default 1,2,3,4,7,11,15,auto)"
+    )
+    group.add_argument("--temp", type=float, default=1.0, metavar="X", help="temperature of each model (default 1.0)")
+    group.add_argument("-s", "--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default 1)")
+    group.add_argument("--reproducible", action="store_true", help="run the pair as reproducible runs do")
+    group.add_argument("--demo", action="store_true", help="measure the demo pair; needs the `demo` extra")
+    _add_llama(result)
+    group = result.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
+    return result
+
+
+def _enough(text: str) -> int:
+    if not text.isdecimal() or not BENCH_LEAST_TOKENS <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(
+            f"invalid value {text!r}: expected a whole number of at least {BENCH_LEAST_TOKENS}"
+        )
+    return int(text)
+
+
+def _drafts(text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part != "auto" and not (part.isdecimal() and 1 <= int(part) < 2**31):
+            raise argparse.ArgumentTypeError(
+                f"invalid value {part!r}: expected whole numbers of at least 1 and 'auto', with commas between them"
+            )
+    return tuple(part if part == "auto" else int(part) for part in parts)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number 0 to 2**64 - 1")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -188,8 +259,13 @@ def _add_rule(result: argparse.ArgumentParser) -> None:
 def _add_speed(result: argparse.ArgumentParser) -> None:
     group = result.add_argument_group("how it runs")
     group.add_argument(
-        "--draft", type=int, default=3, metavar="N", help="tokens guessed ahead (default 3); 0 = lazy, no guesses"
+        "--draft",
+        type=draft,
+        default="auto",
+        metavar="N|auto",
+        help="tokens guessed ahead; 0 = lazy, no guesses; auto = chosen at every round (default)",
     )
+    group.add_argument("--no-ngram", action="store_true", help="with --draft auto: guesses of the aligned model alone")
     group.add_argument(
         "--no-spec", action="store_true", help="plain: both models at every token; with --rule base, the base alone"
     )
@@ -335,6 +411,7 @@ def answer_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "stop": arguments.stop,
         "draft": arguments.draft,
+        "ngram": not arguments.no_ngram,
         "spec": not arguments.no_spec,
         "raw": arguments.raw,
     }

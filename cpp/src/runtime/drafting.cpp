@@ -1,0 +1,308 @@
+// Where guesses come from, and the passes that score them (method.md, sections 3, 5 and 6). Nothing here can change the text: a
+// guess says how far a round may go, and which rows are made together.
+#include <algorithm>
+
+#include "generator.h"
+#include "utf8.h"
+
+namespace kad {
+
+// ---- What a round will guess ------------------------------------------------------------------------------------------
+
+size_t Generator::room_for_guesses(const Sequence & sequence) const {
+    size_t room = std::min(sequence.draft, size_t(sequence.max_tokens) - sequence.events - 1);
+    for (const Side & side : sequence.sides) {
+        if (side.active) room = std::min(room, settings_.n_ctx - side.context.size());
+    }
+    return room;
+}
+
+// The grammar's states of the last round give way to the one before the next event.
+static void reset_states(Sequence & sequence) {
+    auto & states = sequence.constraints;
+    if (states.empty()) return;
+    std::swap(states[0], states[sequence.constrained]);
+    states.erase(states.begin() + 1, states.end());
+    sequence.constrained = 0;
+}
+
+void Generator::begin_round(Sequence & sequence, size_t n_texts) {
+    Round & now = sequence.now;
+    now.guesses.clear();
+    now.said    = 0;
+    now.decided = false;
+    now.plan    = {};
+    reset_states(sequence);
+    for (Side & side : sequence.sides) {
+        if (!side.active) continue;
+        side.ahead  = side.context;
+        side.scored = 0;
+        if (!events_.shared_ids()) side.ahead_tokens = *side.tokens;
+    }
+    const size_t room = room_for_guesses(sequence);
+    if (sequence.mode == KAD_MODE_SPECULATIVE) now.plan = { Plan::Drafter::Aligned, room };
+    if (sequence.pacer) plan_round(sequence, room, n_texts);
+    if (now.plan.drafter == Plan::Drafter::NGram) take_table_guesses(sequence);
+    now.drafting = now.plan.drafter == Plan::Drafter::Aligned && now.plan.guesses > 0;
+}
+
+// Adds a guess; false when nothing can be guessed after it: it ends the text, or the aligned model's context has no room.
+bool Generator::add_guess(Sequence & sequence, Guess guess) {
+    Side & aligned = sequence.sides[KAD_ROLE_ALIGNED];
+    if (events_.ends(guess.event)) {
+        sequence.now.guesses.push_back(std::move(guess));
+        return false;
+    }
+    if (events_.shared_ids()) {
+        for (Side & side : sequence.sides) {
+            if (side.active) side.ahead.push_back(guess.event);
+        }
+    } else {
+        std::string text = sequence.text;
+        for (const Guess & each : sequence.now.guesses) text += each.bytes;
+        std::vector<Token> ahead = aligned.ahead;
+        aligned.ahead_tokens->follow(text + guess.bytes, aligned.n_prompt, ahead);
+        if (ahead.size() > settings_.n_ctx) return false;
+        aligned.ahead.swap(ahead);
+    }
+    sequence.now.guesses.push_back(std::move(guess));
+    aligned.scored = sequence.now.guesses.size();
+    return true;
+}
+
+// ---- The aligned model drafts -----------------------------------------------------------------------------------------
+
+// All texts that draft make one guess each, from one pass, until none goes on.
+void Generator::draft(const Texts & texts) {
+    pending_ = texts;
+    for (;;) {
+        auto & wants = wants_[KAD_ROLE_ALIGNED];
+        wants.clear();
+        pending_.erase(std::remove_if(pending_.begin(), pending_.end(), [](Sequence * s) { return !s->now.drafting; }),
+                       pending_.end());
+        if (pending_.empty()) return;
+        for (Sequence * sequence : pending_) {
+            const Side & side = sequence->sides[KAD_ROLE_ALIGNED];
+            wants.push_back({ &speaker(*sequence, KAD_ROLE_ALIGNED), &side.ahead, side.ahead.size() });
+        }
+        stages_[KAD_ROLE_ALIGNED]->make_rows(wants);
+        for (Sequence * sequence : pending_) sequence->now.drafting = draft_one(*sequence);
+    }
+}
+
+// The next guess, the aligned model's own x_t, by the very coin that the draw at t will use: right with probability
+// 1 - TV(pi, q'). Where a grammar refuses x_t, the draw at t will redraw: the guess is that proposal, by its coin. True when
+// another guess is to follow. Guesses may go where the text never does: a row that cannot be drawn from is the draw's to
+// report, should the text come there.
+bool Generator::draft_one(Sequence & sequence) try {
+    Round &     now        = sequence.now;
+    double      confidence = 0;
+    const Token x          = guess_one(sequence, confidence);
+    if (x < 0) return false; // the aligned model has nothing to say there
+    Said said;
+    said.ids   = { events_.id(KAD_ROLE_ALIGNED, x) };
+    said.bytes = events_.shared_ids() ? std::string() : events_.bytes(x);
+    // A character that it starts is a character that it will finish, by the same coins.
+    if (!events_.shared_ids() && !events_.ends(x) && unfinished(said.bytes)) {
+        std::vector<Token> context = sequence.sides[KAD_ROLE_ALIGNED].ahead;
+        Constraint *       state   = sequence.constraints.empty() ? nullptr : &sequence.constraints.back();
+        const uint64_t     event   = sequence.events + now.guesses.size();
+        if (finish_character(sequence, { KAD_ROLE_ALIGNED, context, event, state }, said)) return false;
+        if (context.size() > settings_.n_ctx) return false;
+    }
+    if (!add_guess(sequence, { x, said.bytes, confidence })) return false;
+    if (!sequence.constraints.empty()) {
+        Constraint next = sequence.constraints.back().clone();
+        next.accept(KAD_ROLE_ALIGNED, said.ids);
+        sequence.constraints.push_back(std::move(next));
+    }
+    const size_t guessed = now.guesses.size();
+    if (guessed >= now.plan.guesses) return false;
+    return !sequence.pacer || sequence.pacer->go_on(guessed, confidence);
+} catch (const Error & error) {
+    if (error.status != KAD_NOT_A_NUMBER && error.status != KAD_MODEL_ERROR) throw;
+    return false;
+}
+
+Token Generator::guess_one(Sequence & sequence, double & confidence) {
+    const uint64_t event = sequence.events + sequence.now.guesses.size();
+    Row &          row   = speaker(sequence, KAD_ROLE_ALIGNED).row(sequence.sides[KAD_ROLE_ALIGNED].ahead, event);
+    Token          x     = row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL));
+    if (!sequence.constraints.empty() && !sequence.constraints.back().allows(x)) {
+        const double coin = sequence.coins(event, PURPOSE_REDRAW);
+        x                 = allowed_draw(sequence, sequence.constraints.back(), KAD_ROLE_ALIGNED, row, coin);
+    }
+    if (x >= 0) confidence = row.spoken.probability(x);
+    return x;
+}
+
+// ---- The base scores --------------------------------------------------------------------------------------------------
+
+// The base's rows after the text and after each guess, in one pass; so the reference's.
+void Generator::verify(const Texts & texts) {
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
+        wants_[role].clear();
+        for (Sequence * sequence : texts) {
+            if (!sequence->sides[role].active) continue;
+            lay(*sequence, role);
+            wants_[role].push_back(want(*sequence, role));
+        }
+        if (!wants_[role].empty()) stages_[role]->make_rows(wants_[role]);
+    }
+}
+
+static bool begins_with(const std::vector<Token> & longer, const std::vector<Token> & shorter) {
+    return shorter.size() <= longer.size() && std::equal(shorter.begin(), shorter.end(), longer.begin());
+}
+
+// The context that a pass over the guesses not yet said evaluates, in `ahead`, and how many guesses it scores.
+//
+// With one vocabulary: the text and all guesses. Otherwise each model reads its own tokens of the text: C_i, those of the text
+// and the first i guesses, need be no prefix of C_j for i < j. The row for the event after i guesses comes out of a pass over
+// C_j when C_i is a prefix of it. The j taken is the one that scores the longest run C_0, C_1, ...: a round ends where the
+// next row is missing. j = 0 scores one, so every pass makes progress.
+void Generator::lay(Sequence & sequence, kad_role role) {
+    Side &        side = sequence.sides[role];
+    const Round & now  = sequence.now;
+    size_t        most = now.guesses.size(); // guesses that a pass may go over: the end of the text is none
+    if (most > 0 && events_.ends(now.guesses.back().event)) --most;
+    side.scored = most;
+    if (events_.shared_ids() || most <= now.said) return;
+    const size_t n_paths = lay_paths(sequence, side, most - now.said);
+    side.scored          = now.said;
+    size_t best          = 0;
+    for (size_t j = 1; j < n_paths; ++j) {
+        size_t run = 0;
+        while (run <= j && begins_with(paths_[j], paths_[run])) ++run;
+        if (run == 0 || now.said + run - 1 <= side.scored) continue;
+        best        = j;
+        side.scored = now.said + run - 1;
+    }
+    side.ahead = paths_[best];
+}
+
+// C_0, C_1, ..., C_n into paths_, as far as the context and the rows that are kept have room; their number.
+size_t Generator::lay_paths(const Sequence & sequence, Side & side, size_t n) {
+    if (paths_.size() < n + 1) paths_.resize(n + 1);
+    side.ahead_tokens = *side.tokens;
+    paths_[0]         = side.context;
+    std::string text  = sequence.text;
+    for (size_t i = 1; i <= n; ++i) {
+        text += sequence.now.guesses[sequence.now.said + i - 1].bytes;
+        paths_[i] = paths_[i - 1];
+        side.ahead_tokens->follow(text, side.n_prompt, paths_[i]);
+        const size_t most = std::min(settings_.n_ctx, side.context.size() + rows_kept(sequence) - 1);
+        if (paths_[i].size() > most) return i;
+    }
+    return n + 1;
+}
+
+// The rows of a role from the text as it stands, and as far as the round's guesses go on from it.
+Want Generator::want(Sequence & sequence, kad_role role) {
+    Side &     side   = sequence.sides[role];
+    const bool guided = sequence.now.said <= side.scored && begins_with(side.ahead, side.context);
+    return { &speaker(sequence, role), guided ? &side.ahead : &side.context, side.context.size() };
+}
+
+// Does the next event need rows that are not at hand? They are then in wants_.
+bool Generator::wants_rows(Sequence & sequence) {
+    const auto lacks = [&](kad_role role) {
+        const Side & side = sequence.sides[role];
+        return side.active && !speaker(sequence, role).has_row(side.context);
+    };
+    bool any = false;
+    for (const kad_role role : { KAD_ROLE_BASE, KAD_ROLE_REFERENCE }) {
+        if (!lacks(role)) continue;
+        wants_[role].push_back(want(sequence, role));
+        any = true;
+    }
+    if (any || !lacks(KAD_ROLE_ALIGNED)) return any;
+    if (sequence.sides[KAD_ROLE_BASE].active && !needs_both(sequence)) {
+        // Step 2 of the draw may need no row of the aligned model.
+        decide_kept(sequence);
+        Outcome         outcome;
+        const DrawCoins coins(sequence.coins, sequence.events);
+        if (draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, sequence.now.kept, coins, outcome)) return false;
+    }
+    if (sequence.now.plan.drafter == Plan::Drafter::NGram) lay(sequence, KAD_ROLE_ALIGNED);
+    wants_[KAD_ROLE_ALIGNED].push_back(want(sequence, KAD_ROLE_ALIGNED));
+    return true;
+}
+
+// ---- Pacing -----------------------------------------------------------------------------------------------------------
+
+void Generator::start_pacing(Sequence & sequence) const {
+    const auto & reference = stages_[KAD_ROLE_REFERENCE];
+    if (!stages_[KAD_ROLE_BASE] || !stages_[KAD_ROLE_ALIGNED]) return;
+    sequence.pacer = std::make_unique<Pacer>(stages_[KAD_ROLE_BASE]->times, stages_[KAD_ROLE_ALIGNED]->times,
+                                             reference ? &reference->times : nullptr);
+    // The aligned model's prompt: with one vocabulary both have the same.
+    for (const Token id : sequence.sides[KAD_ROLE_ALIGNED].context) {
+        const bool known = size_t(id) < events_.row_size(KAD_ROLE_ALIGNED);
+        sequence.table.append(known ? events_.event(KAD_ROLE_ALIGNED, id) : NGramTable::NOTHING);
+    }
+}
+
+void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
+    Round &    now = sequence.now;
+    PaceLimits limits;
+    limits.guesses = room;
+    limits.lazy    = !needs_both(sequence);
+    limits.texts   = n_texts;
+    sequence.table.guess(std::max<size_t>(room, 1), now.table);
+    classes_.clear();
+    for (const NGramTable::Guess & guess : now.table) {
+        // A table does not know how a character goes on that it has only the first token of.
+        const bool whole = events_.shared_ids() || events_.ends(guess.event) || !unfinished(events_.bytes(guess.event));
+        if (!sequence.ngram || !whole || !sequence.constraints.empty()) break;
+        classes_.push_back(guess.match);
+    }
+    now.plan     = sequence.pacer->plan(limits, classes_);
+    now.passes_s = passes_seconds(sequence);
+}
+
+void Generator::take_table_guesses(Sequence & sequence) {
+    Round & now = sequence.now;
+    for (size_t i = 0; i < now.plan.guesses && i < now.table.size(); ++i) {
+        const Token event = now.table[i].event;
+        if (!add_guess(sequence, { event, events_.bytes(event), -1 })) return;
+    }
+}
+
+double Generator::passes_seconds(const Sequence & sequence) const {
+    double seconds = 0;
+    for (const kad_role role : ROLES) {
+        if (sequence.sides[role].active) seconds += speaker(sequence, role).count.seconds;
+    }
+    return seconds;
+}
+
+// What the round's event teaches the pacer and the table.
+void Generator::pace(Sequence & sequence, Token event, const Said & said) {
+    Round &    now = sequence.now;
+    PacedEvent seen;
+    const bool drafted = now.plan.drafter == Plan::Drafter::Aligned && now.said < now.guesses.size();
+    if (drafted || now.proposal >= 0) {
+        const bool same = drafted ? said.guess == 1 : now.proposal == event;
+        seen.aligned    = same ? PacedEvent::Agreement::Yes : PacedEvent::Agreement::No;
+        seen.confidence = drafted ? now.guesses[now.said].confidence : -1;
+    }
+    seen.by_base = said.source == KAD_SOURCE_BASE;
+    seen.needed  = now.proposal >= 0;
+    if (now.said > 0) sequence.table.guess(1, now.table);
+    if (!now.table.empty()) {
+        seen.table       = now.table[0].match;
+        seen.table_right = now.table[0].event == event;
+    }
+    sequence.pacer->said(seen);
+    sequence.table.append(event);
+}
+
+// After a round: what it took outside passes.
+void Generator::end_round(Sequence & sequence, double seconds) {
+    if (!sequence.pacer) return;
+    const Round & now = sequence.now;
+    sequence.pacer->drew(seconds - (passes_seconds(sequence) - now.passes_s), now.guesses.size() + now.said);
+}
+
+} // namespace kad

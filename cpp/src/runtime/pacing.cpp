@@ -1,0 +1,171 @@
+#include "pacing.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kad {
+
+static constexpr double HALF_LIFE = 40; // events
+static constexpr double MARGINAL =
+    0.3; // of a pass of one token: what a further token is taken to cost before it was seen
+
+// ---- What passes take -------------------------------------------------------------------------------------------------
+
+void PassTimes::observe(size_t n, double seconds) {
+    if (n == 0 || n > MOST || !(seconds >= 0) || !std::isfinite(seconds)) return;
+    double & known = estimate_[n];
+    if (seen_[n] > 0) seconds = std::min(seconds, 3 * known + 1e-6);
+    const double weight =
+        1 / double(std::min<size_t>(++seen_[n], 6)); // the mean of the first, then the latest count most
+    known += weight * (seconds - known);
+    known = std::max(known, 1e-9);
+}
+
+double PassTimes::at(size_t n, double guess) const {
+    if (estimate_[n] > 0) return estimate_[n];
+    size_t low = n, high = n;
+    while (low > 0 && estimate_[low] == 0) --low;
+    while (high <= MOST && estimate_[high] == 0) ++high;
+    const bool below = low > 0, above = high <= MOST;
+    const auto shape = [](size_t k) { return 1 + MARGINAL * double(k - 1); };
+    if (!below && !above) return guess * shape(n);
+    if (!below) return estimate_[high] * shape(n) / shape(high);
+    if (above) {
+        const double part = double(n - low) / double(high - low);
+        return estimate_[low] + part * (estimate_[high] - estimate_[low]);
+    }
+    // The slope from one token to the longest seen, a little less steep.
+    const double one   = low > 1 ? at(1, guess) : estimate_[1] * (1 - MARGINAL);
+    const double slope = low > 1 ? (estimate_[low] - one) / double(low - 1) : estimate_[1] * MARGINAL;
+    return estimate_[low] + 0.8 * std::max(0.0, slope) * double(n - low);
+}
+
+double PassTimes::seconds(double n, double guess) const {
+    const double most  = std::min(std::max(n, 1.0), double(MOST));
+    const size_t whole = size_t(most);
+    const double lower = at(whole, guess);
+    const double value = most > double(whole) ? lower + (most - double(whole)) * (at(whole + 1, guess) - lower) : lower;
+    // Beyond what one pass holds: several.
+    return std::max(1e-9, n > double(MOST) ? value * n / double(MOST) : value);
+}
+
+void Share::add(double value, double half_life) {
+    const double keep = std::exp2(-1 / half_life);
+    right             = right * keep + value;
+    tested            = tested * keep + 1;
+}
+
+// ---- What a round promises --------------------------------------------------------------------------------------------
+
+Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference)
+    : base_(base), aligned_(aligned), reference_(reference) {
+    // A table's guess is not trusted before it was right a few times; longer and surer matches sooner.
+    const double priors[TABLE_CLASSES] = { 0.2, 0.35, 0.5, 0.7 };
+    for (int i = 0; i < TABLE_CLASSES; ++i) table_[i] = Share(priors[i], 4);
+    for (Share & bucket : bucket_) bucket = Share(0, 0);
+}
+
+// The base's pass over this many tokens of each text, and the reference's.
+double Pacer::pass(double tokens) const {
+    const double n = tokens * double(limits_.texts);
+    return base_.seconds(n) + (reference_ ? reference_->seconds(n, 0.01) : 0);
+}
+
+// Seconds of a round with k guesses of the aligned model, all of which are right with probability all_right: then its row
+// behind the last one may be needed too. k = 0: its row at every event; or, lazily, at those that need it, a pass over all
+// that were put off.
+double Pacer::draft_seconds(size_t k, double all_right) const {
+    const double texts = double(limits_.texts), one = aligned_.seconds(texts, 0.01);
+    const double need = limits_.lazy ? std::max(double(needed_), 0.02) : 1;
+    if (k > 0) return double(k) * one + pass(double(k) + 1) + need * all_right * one;
+    return pass(1) + need * aligned_.seconds(std::min(texts / need, double(PassTimes::MOST)), 0.01);
+}
+
+static int bucket_of(double confidence) {
+    const double borders[] = { 0.1, 0.25, 0.5, 0.75, 0.95 };
+    return int(std::upper_bound(std::begin(borders), std::end(borders), confidence) - std::begin(borders));
+}
+
+// How likely a guess of this confidence is right: what its bucket has seen, and for a start the share of all.
+double Pacer::right_at(double confidence) const {
+    const Share & bucket = bucket_[bucket_of(confidence)];
+    return (bucket.right + 3 * double(right_)) / (bucket.tested + 3);
+}
+
+// E[events] = 1 + a + a^2 + ... + a^k, as each guess is reached when all before it were right.
+double Pacer::best_aligned(size_t & guesses) const {
+    const double a      = std::min(double(right_), 0.995);
+    double       events = 1, all = 1, best = 0;
+    guesses = 0;
+    for (size_t k = 0; k <= limits_.guesses; ++k) {
+        if (k > 0) events += all *= a;
+        const double rate = events / (draft_seconds(k, all) + draw_s_ * (double(k) + events));
+        if (rate <= best) continue;
+        best    = rate;
+        guesses = k;
+    }
+    return best;
+}
+
+// Of the table's guesses only the base must score all; of the aligned model one pass over them, where any event needs it.
+double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const {
+    const double need   = limits_.lazy ? double(needed_) : 1;
+    double       events = 1, all = 1, best = 0;
+    guesses = 0;
+    for (size_t k = 1; k <= std::min(table.size(), limits_.guesses); ++k) {
+        events += all *= double(table_[table[k - 1]]);
+        const double any  = 1 - std::pow(1 - need, events);
+        const double n    = (double(k) + 1) * double(limits_.texts);
+        const double time = pass(double(k) + 1) + any * aligned_.seconds(n, 0.01) + draw_s_ * 2 * events;
+        if (events / time <= best) continue;
+        best    = events / time;
+        guesses = k;
+    }
+    return best;
+}
+
+Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
+    limits_              = limits;
+    survival_            = 1;
+    size_t       aligned = 0, offered = 0;
+    const double drafted = best_aligned(aligned), taken = best_table(table, offered);
+    rate_ = std::max(drafted, taken);
+    if (taken > drafted) return { Plan::Drafter::NGram, offered };
+    if (aligned == 0) return {};
+    return { Plan::Drafter::Aligned, limits.guesses }; // go_on() says when to stop
+}
+
+bool Pacer::go_on(size_t guessed, double confidence) {
+    survival_ *= right_at(confidence);
+    const double a      = std::min(double(right_), 0.995);
+    const double now    = draft_seconds(guessed, survival_);
+    double       events = 0, all = survival_;
+    for (size_t k = guessed + 1; k <= limits_.guesses; ++k) {
+        events += all *= a;
+        const double more = draft_seconds(k, all) - now + draw_s_ * (double(k - guessed) + events);
+        if (events > rate_ * more) return true;
+    }
+    return false;
+}
+
+// ---- What was seen ----------------------------------------------------------------------------------------------------
+
+void Pacer::said(const PacedEvent & event) {
+    needed_.add(event.needed, HALF_LIFE);
+    const bool known = event.aligned != PacedEvent::Agreement::Unknown;
+    const bool right = event.aligned == PacedEvent::Agreement::Yes;
+    if (known && event.by_base) kept_right_.add(right, HALF_LIFE);
+    // Where the base spoke and the aligned model was not asked, it would have agreed as often as it did elsewhere.
+    right_.add(known ? double(right) : double(kept_right_), HALF_LIFE);
+    if (known && event.confidence >= 0) bucket_[bucket_of(event.confidence)].add(right, HALF_LIFE);
+    if (event.table >= 0) table_[event.table].add(event.table_right, HALF_LIFE);
+}
+
+void Pacer::drew(double seconds, size_t draws) {
+    if (draws == 0 || !(seconds >= 0) || !std::isfinite(seconds)) return;
+    const double each = seconds / double(draws);
+    draw_s_ += (drawn_ ? 0.1 : 1) * ((drawn_ ? std::min(each, 3 * draw_s_ + 1e-6) : each) - draw_s_);
+    drawn_ = true;
+}
+
+} // namespace kad

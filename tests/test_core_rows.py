@@ -1,0 +1,276 @@
+"""Rows that list some of the events are the dense rows with -inf elsewhere; the kernels' digits, bits and allocations."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import core_rows
+import law
+import numpy as np
+import pytest
+from core_rows import Pair, Row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_core_properties import KINDS, SAME, make_row, thresholds, warmths
+from test_mutants import Mutant, Workshop
+
+from kad_llama import reference
+
+RULES = tuple(rule for rule in reference.RULES if rule != "implicit-reward")  # that one is for equal vocabularies
+
+
+def widths() -> dict[str, tuple[str, ...]]:
+    """Ways to compile the kernels that this machine can run: scalar and by width, multiply-add at hand but not asked for."""
+    ways: dict[str, tuple[str, ...]] = {"shipped": ("-O3",), "scalar": ("-O1", "-DKAD_ONE_CLONE")}
+    ways["plain"] = ("-O3", "-DKAD_ONE_CLONE")
+    cpu = Path("/proc/cpuinfo")
+    known = cpu.read_text() if cpu.exists() and platform.machine() == "x86_64" else ""
+    for needs, flags in (("sse4_2", "-msse4.2"), ("avx2", "-mavx2 -mfma"), ("avx512f", "-mavx512f -mfma")):
+        if f" {needs} " in known:
+            ways[needs] = ("-O3", "-DKAD_ONE_CLONE", *flags.split())
+    if "avx2" in ways:
+        ways["contracted"] = (*ways["avx2"], "-ffp-contract=fast")
+    return ways
+
+
+@pytest.fixture(scope="module")
+def cores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, law.Core]:
+    return core_rows.build(tmp_path_factory.mktemp("core_rows"), widths())
+
+
+@pytest.fixture(scope="module")
+def core(cores: dict[str, law.Core]) -> law.Core:
+    return cores["shipped"]
+
+
+# ---- Rows that list some of the events -------------------------------------------------------------------------------
+
+WAYS = ("all", "some", "few", "first", "last")
+
+
+def make_support(dense: law.Row32, way: str, generator: np.random.Generator) -> Row:
+    """A row that lists its events in one of WAYS, one that is possible among them."""
+    n = dense.size
+    best = int(np.argmax(dense))
+    if way == "all":
+        return Row(dense)
+    if way == "first":
+        return Row(dense, np.arange(generator.integers(best + 1, n + 1), dtype=np.int32), first=True)
+    chosen = generator.random(n) < {"some": 0.5, "few": 0.02, "last": 1.0}[way]
+    chosen[: generator.integers(0, best + 1) if way == "last" else 0] = False
+    chosen[best] = True
+    return Row(dense, np.flatnonzero(chosen).astype(np.int32))
+
+
+def make_pair(rule: str, kinds: tuple[str, str], ways: tuple[str, str], size: int, seed: int, warmth: Any) -> Pair:
+    generator = np.random.default_rng(seed)
+    rows = [make_support(make_row(kinds[k], size, seed + k), ways[k], generator) for k in (0, 1)]
+    base, aligned = (row.full.dense for row in rows)
+    at = warmth[0] if warmth[1] == "sampling" else warmth[1]
+    some = thresholds(rule, reference.softmax(base, at), reference.softmax(aligned, at), generator)
+    threshold = some[int(generator.integers(len(some)))]
+    return Pair(rows[0], rows[1], law.Case(base, aligned, rule, threshold, *warmth))
+
+
+@st.composite
+def pairs(draw: Any, rules: tuple[str, ...] = RULES) -> Pair:
+    rule = draw(st.sampled_from(rules))
+    size = draw(st.one_of(st.integers(1, 9), st.integers(1, 60 if rule == "exact" else 2600)))
+    kinds = draw(st.tuples(*[st.sampled_from(KINDS)] * 2))
+    ways = draw(st.tuples(*[st.sampled_from(WAYS)] * 2))
+    return make_pair(rule, kinds, ways, size, draw(st.integers(0, 2**20)), draw(warmths()))
+
+
+def right_set(pair: Pair, kept: np.ndarray, dense: np.ndarray) -> bool:
+    """The oracle's set, a row within rounding of equality either way. Rule exact has no oracle for rows of this size."""
+    return np.array_equal(kept, dense) if pair.case.rule == "exact" else law.acceptable(pair.case, kept)
+
+
+def row_failures(core: law.Core, pair: Pair, coins: np.ndarray) -> list[str]:
+    """Where a pair and its dense twin differ: exactly 0 where the other is, else by the order of the sums alone."""
+    got, dense = core_rows.read(core, pair), core_rows.read(core, pair.full)
+    close = {"rtol": 1e-13, "atol": 1e-300}
+    checks = {
+        "top": got.top == dense.top,
+        "p": np.allclose(got.p, dense.p, **close),
+        "q": np.allclose(got.q, dense.q, **close),
+        "log p": np.allclose(got.log_p, dense.log_p, rtol=1e-13, atol=1e-13),
+        "total variation": math.isclose(got.total_variation, dense.total_variation, rel_tol=1e-12, abs_tol=1e-15),
+        "kept": right_set(pair, got.kept, dense.kept),
+    }
+    if np.array_equal(got.kept, dense.kept):
+        checks["pi"] = np.allclose(got.pi, dense.pi, rtol=1e-12, atol=1e-15)
+        checks["alpha"] = math.isclose(got.alpha, dense.alpha, rel_tol=1e-12, abs_tol=1e-15)
+        checks["draws"] = np.array_equal(core_rows.draw(core, pair, coins), core_rows.draw(core, pair.full, coins))
+    return [what for what, right in checks.items() if not right]
+
+
+@settings(SAME, max_examples=1500)
+@given(pair=pairs(), seed=st.integers(0, 2**20))
+def test_a_row_that_lists_some_events_is_the_dense_row(core: law.Core, pair: Pair, seed: int) -> None:
+    """A coin within 1e-13 of a step could fall either way: of the draws made here, one in a million seeds has such."""
+    assert row_failures(core, pair, np.random.default_rng(seed).random((12, 4))) == []
+
+
+def test_errors_name_the_event(core: law.Core) -> None:
+    """Of a row that lists events 3, 7 and 8, the second logit is event 7's."""
+    listed = np.array([3, 7, 8], dtype=np.int32)
+    dense = np.zeros(9, dtype=np.float32)
+    dense[7] = np.nan
+    case = law.Case(dense, dense)
+    for rows in ((Row(dense, listed), Row(dense * 0 + 1)), (Row(dense * 0 + 1), Row(dense, listed))):
+        with pytest.raises(AssertionError, match="token 7 is .*nan"):
+            core_rows.read(core, Pair(*rows, case))
+    dense[:] = -np.inf
+    with pytest.raises(AssertionError, match="no token is possible"):
+        core_rows.read(core, Pair(Row(dense, listed), Row(dense), case))
+
+
+# ---- The kernels -----------------------------------------------------------------------------------------------------
+
+needs_long_double = pytest.mark.skipif(
+    np.finfo(np.longdouble).eps > 1e-18, reason="long double is no longer than double on this machine"
+)
+
+
+@needs_long_double
+def test_the_exponential_is_right_to_one_unit_in_the_last_place(cores: dict[str, law.Core]) -> None:
+    y = np.concatenate([np.linspace(0, 1, 20_001), np.random.default_rng(0).uniform(0, 708, 200_000), [1e-300, 708.0]])
+    exact = np.exp(-y.astype(np.longdouble))
+    for name, core in cores.items():
+        if name != "contracted":
+            assert (np.abs(core_rows.exp_minus(core, y) - exact) <= exact * 2.0**-52).all(), name
+    assert core_rows.exp_minus(cores["shipped"], [0.0, 709.0, 745.0, 1e300, math.inf]).tolist() == [1, 0, 0, 0, 0]
+
+
+@needs_long_double
+@pytest.mark.parametrize("size", [1, 7, 511, 513, 5000, 262_144])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 8.0])  # whose inverses are exact
+def test_the_normaliser_against_long_double(core: law.Core, size: int, temperature: float) -> None:
+    """Within a hundred roundings of a double, of the 584 that one term goes through at most."""
+    for k, kind in enumerate(KINDS):
+        row = make_row(kind, size, size + k)
+        exact = np.exp((row.astype(np.longdouble) - row.max()) / temperature).sum()
+        assert abs(core_rows.total(core, row, temperature) - exact) <= 100 * 2.0**-53 * exact, kind
+
+
+def bits(core: law.Core, size: int, seed: int) -> list[bytes]:
+    """Everything the core says of some pairs, to the last bit."""
+    said = []
+    for k, kind in enumerate(KINDS):
+        ways = (("all", "some"), ("first", "all"), ("few", "last"))[k % 3]
+        for rule in ("dual", "opt", "token-v3"):
+            pair = make_pair(rule, (kind, KINDS[k - 1]), ways, size, seed + k, ((1.0, 1.0), (0.7, 1.0))[k % 2])
+            told = core_rows.read(core, pair)
+            coins = np.random.default_rng(k).random((20, 4))
+            rows = [told.p, told.log_p, told.q, told.pi, told.kept, np.array([told.alpha, told.total_variation])]
+            said += [row.tobytes() for row in [*rows, core_rows.draw(core, pair, coins)]]
+    return said
+
+
+@pytest.mark.parametrize("size", [5, 515, 20_000])
+def test_every_vector_width_gives_the_same_bits(cores: dict[str, law.Core], size: int) -> None:
+    expected = bits(cores["scalar"], size, 31)
+    for name, core in cores.items():
+        if name != "contracted":
+            assert bits(core, size, 31) == expected, name
+
+
+def test_contracted_multiply_adds_would_be_noticed(cores: dict[str, law.Core]) -> None:
+    if "contracted" not in cores:
+        pytest.skip("this machine has no AVX2 to contract with")
+    assert bits(cores["contracted"], 515, 31) != bits(cores["scalar"], 515, 31)
+
+
+# ---- Allocations -----------------------------------------------------------------------------------------------------
+
+
+def allocation_failures(core: law.Core) -> list[str]:
+    """Draws, each of rows read anew, that allocate after the first time."""
+    wrong = []
+    for k, rule in enumerate(RULES):
+        for ways in (("all", "all"), ("all", "some"), ("some", "first")):
+            for kind in ("ordinary", "flat", "nearly tied"):
+                size = 3000 if rule != "exact" else 300
+                pair = make_pair(rule, (kind, "ordinary"), ways, size, k, (0.7, 1.0))
+                calls = core_rows.allocations(core, pair, np.random.default_rng(k).random((10, 4)))
+                wrong += [f"{rule}, {kind}, {ways}: {calls} allocations"] if calls else []
+    return wrong
+
+
+def test_nothing_is_allocated_once_warm(core: law.Core) -> None:
+    assert allocation_failures(core) == []
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------------------------
+
+
+def support_check(core: law.Core) -> list[str]:
+    """The comparison with dense rows, on rows of several blocks."""
+    wrong = []
+    for k, rule in enumerate(RULES * 4):
+        ways = (WAYS[k % 5], WAYS[1 + k % 4])
+        size = 40 if rule == "exact" else 1700
+        pair = make_pair(rule, (KINDS[k % 8], KINDS[(k + 3) % 8]), ways, size, k, ((1.0, 1.0), (0.7, 1.0))[k % 2])
+        wrong += row_failures(core, pair, np.random.default_rng(k).random((12, 4)))
+    return wrong
+
+
+def total_check(core: law.Core) -> list[str]:
+    """Normalisers of rows of several blocks, impossible ones among them."""
+    rows = [make_row(kind, 3000, k) for k, kind in enumerate(KINDS)]
+    rows[0][600:1400] = -np.inf
+    exact = [np.exp(row.astype(float) - row.max()).sum() for row in rows]
+    return [f"row {k}" for k, row in enumerate(rows) if not math.isclose(core_rows.total(core, row, 1.0), exact[k])]
+
+
+def allocation_check(core: law.Core) -> list[str]:
+    return allocation_failures(core)
+
+
+PLACE = "out[size_t(*v) - at] = some[v - first];"
+MISTAKES = [
+    ("entries that keep their place", "logits", PLACE, PLACE.replace("*v", "v - first + at"), support_check),
+    ("a draw that answers with an entry", "logits", "return event(at + i);", "return Token(at + i);", support_check),
+    (
+        "an event that is not listed takes the last entry",
+        "logits",
+        "entry < 0 ? n_ :",
+        "entry < 0 ? n_ - 1 :",
+        support_check,
+    ),
+    ("a set of entries", "deferral", "v = row.event(size_t(v));", "v = Token(v);", support_check),
+    (
+        "blocks read until one fails",
+        "deferral",
+        "if (!above(maxima[b])) continue;",
+        "if (!above(maxima[b])) break;",
+        support_check,
+    ),
+    ("blocks on their own scale", "logits", "        rescale(", "        if (false) rescale(", total_check),
+    ("an impossible block is summed", "kernels", "if (maxima[b] == -INFINITY) continue;", "", total_check),
+    ("half of a lane's terms", "kernels", "+= values[i + k];", "+= values[i + k / 2];", total_check),
+    ("sums of the residual made anew", "mixture", "thread_local std::vector", "std::vector", allocation_check),
+    ("candidates made anew", "deferral", "thread_local Candidates", "Candidates", allocation_check),
+]
+MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, *texts, check in MISTAKES]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    sources = [*law.CORE_SOURCES, core_rows.HARNESS.name]
+    return Workshop(tmp_path_factory.mktemp("rows"), sources, core_rows.load)
+
+
+@pytest.mark.parametrize("check", [support_check, total_check, allocation_check])
+def test_checks_pass_without_a_mutant(workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
+    assert check(workshop.unmutated) == []
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutants_are_caught(workshop: Workshop, mutant: Mutant) -> None:
+    assert mutant.check(workshop.build(mutant)), f"{mutant.name}: not caught"
