@@ -106,7 +106,7 @@ def _about(store: Store, kind: str) -> str:
     for cells in store.cells.values():
         for name, cell in cells.items():
             if name == kind or (kind.endswith("k=N") and name.startswith(start)):
-                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about)
+                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about) if name != kind else cell.about
     return ""
 
 
