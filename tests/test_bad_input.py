@@ -200,7 +200,9 @@ def test_small_batch_and_the_default_draft(tiny_pair: tuple[Path, Path]) -> None
     with KadLlama(*tiny_pair, n_ctx=64, n_threads=1, base_params={"n_batch": 2}) as kad:
         assert kad.max_draft == 1
         with pytest.raises(InvalidArgumentError, match="draft.* 3.*1"):
-            kad.generate("The", raw=True, max_tokens=2)
+            kad.generate("The", raw=True, max_tokens=2, draft=3)
+        auto = kad.generate("The", raw=True, max_tokens=20, seed=1).stats  # makes do with what there is
+        assert auto.mode == "auto" and auto.drafted <= auto.base_passes
         assert kad.generate("The", raw=True, max_tokens=2, seed=1, draft=1).stats.tokens == 2
         assert kad.generate("The", raw=True, max_tokens=2, seed=1, draft=0).stats.tokens == 2
         assert kad.generate("The", raw=True, max_tokens=2, seed=1, spec=False).stats.tokens == 2
@@ -451,7 +453,7 @@ def test_smallest_contexts(tiny_pair: tuple[Path, Path], n_ctx: int) -> None:
     with KadLlama(*tiny_pair, n_ctx=n_ctx, n_threads=1) as kad:
         token = kad.token_bytes(50).decode()
         assert len(kad.tokenize(token)) == 1
-        for mode in ({"spec": False}, {"draft": 0}):
+        for mode in ({"spec": False}, {"draft": 0}, {"draft": "auto"}):
             out = kad.generate(token, raw=True, max_tokens=10, seed=2, **mode)  # type: ignore[arg-type]
             assert out.stats.tokens <= n_ctx - 1
 

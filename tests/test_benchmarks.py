@@ -365,6 +365,25 @@ def test_real_candidates_on_a_tiny_pair(
         assert speed > cells[PLAIN].speed
 
 
+def test_base_alone_runs_at_the_temperature_of_its_group(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    real = running.ModelAlone
+
+    def spy(path: Path, *, temperature: float, n_ctx: int, n_threads: int) -> running.ModelAlone:
+        made.append(temperature)
+        return real(path, temperature=temperature, n_ctx=n_ctx, n_threads=n_threads)
+
+    monkeypatch.setattr(running, "ModelAlone", spy)
+    with running.open_pair(running.Pair("tiny", *tiny_pair), "base", 1, n_ctx=256) as kad:
+        alone = running.BaseAlone(kad, tiny_pair[0], 1)
+        for temperature in (0.0, 0.0, 0.7):
+            assert alone.run("Why?", 1, temperature, 4).tokens == 4
+        alone.close()
+    assert made == [0.0, 0.7]
+
+
 # ---- The page -----------------------------------------------------------------------------------------------------------
 
 

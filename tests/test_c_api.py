@@ -24,7 +24,7 @@ Tiny = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def engine(tiny_pair: tuple[Path, Path]) -> Iterator[Any]:
-    params = Params(*tiny_pair)
+    params = Params(*tiny_pair, n_parallel=1)
     ok(params.open())
     yield params.out[0]
     lib.kad_engine_close(params.out[0])
@@ -473,7 +473,7 @@ def test_tokenize_special(engine: Any) -> None:
 
 
 def test_capacity(engine: Any) -> None:
-    with Sequence(engine, draft=5, max_tokens=8, seed=2) as sequence:
+    with Sequence(engine, mode=lib.KAD_MODE_SPECULATIVE, draft=5, max_tokens=8, seed=2) as sequence:
         for capacity in (0, 1, 5):
             expect(sequence.step(capacity), lib.KAD_INVALID_ARGUMENT, f"capacity {capacity}", "6")
         said = b""

@@ -27,7 +27,7 @@ from kad_llama.settings import Settings
 FLAGS = shlex.split("""
 -h --help -m --model -a --aligned -p --prompt -f --file --system --raw --stop --demo
 -n --max-tokens --temp --top-k --top-p --min-p -s --seed --rule --threshold -r --reference --rule-temp
---draft --no-spec --reproducible
+--draft --no-ngram --no-spec --reproducible
 -c --ctx-size -t --threads -ngl --n-gpu-layers -fa --flash-attn -ctk --cache-type-k -ctv --cache-type-v
 -b --batch-size -ub --ubatch-size --no-mmap --mlock
 -ngla -faa -ctka -ctva -ba -uba --no-mmapa --mlocka
@@ -105,6 +105,7 @@ def test_every_flag_reaches_the_engine(engine: type[FakeEngine]) -> None:
                 "seed": 3,
                 "stop": ["A", "B"],
                 "draft": 2,
+                "ngram": True,
                 "spec": False,
                 "raw": False,
             },
@@ -156,7 +157,7 @@ def test_sampler_flags_reach_the_engine(engine: type[FakeEngine]) -> None:
 def read_settings_names() -> set[str]:
     """The keywords that only the sampler and grammar flags set."""
     names = {field.name for field in fields(Settings)}
-    return names - {"max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "draft", "spec"}
+    return names - {"max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "draft", "ngram", "spec"}
 
 
 def test_no_sampler_flag_leaves_the_defaults_to_the_engine(engine: type[FakeEngine]) -> None:
@@ -199,7 +200,8 @@ def test_defaults_are_those_of_the_issue(engine: type[FakeEngine]) -> None:
         "min_p": 0.0,
         "seed": None,
         "stop": None,
-        "draft": 3,
+        "draft": "auto",
+        "ngram": True,
         "spec": True,
         "raw": False,
     }

@@ -297,12 +297,13 @@ def test_ends_that_one_model_alone_has(tiny: Callable[..., Path], tmp_path: Path
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_grammar_that_allows_what_is_said_changes_nothing(pairs: dict[str, KadLlama], pair: str) -> None:
     """The same text in the same passes: while guesses are legal, a grammar costs no evaluation."""
-    compared = 0
+    # Across vocabularies a guess may be bytes that no text of a grammar has: there the lazy mode is compared.
+    draft, compared = (3 if pairs[pair].vocab.equal else 0), 0
     for seed in range(60):
-        free = pairs[pair].generate(PROMPT, seed=seed, max_tokens=12, draft=3)
+        free = pairs[pair].generate(PROMPT, seed=seed, max_tokens=12, draft=draft)
         if "\ufffd" in free.text or "\0" in free.text or free.finish_reason != "length":
             continue
-        out = pairs[pair].generate(PROMPT, seed=seed, max_tokens=12, draft=3, grammar="root ::= .*")
+        out = pairs[pair].generate(PROMPT, seed=seed, max_tokens=12, draft=draft, grammar="root ::= .*")
         assert answer(out) == answer(free)
         assert out.stats.base_passes == free.stats.base_passes
         assert (out.stats.drafted, out.stats.accepted) == (free.stats.drafted, free.stats.accepted)

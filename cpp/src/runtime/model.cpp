@@ -269,7 +269,9 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     apply_fields(options_, model, params);
     if (options.type_k >= 0) params.type_k = ggml_type(options.type_k);
     if (options.type_v >= 0) params.type_v = ggml_type(options.type_v);
-    n_slots_             = can_rewind_ ? std::max(1u, options.n_slots) : 1;
+    // A row of each in a pass; and each takes part of what a batch holds.
+    const size_t most    = std::min(params.n_batch, options.n_ctx);
+    n_slots_             = can_rewind_ ? std::min<size_t>(std::max(1u, options.n_slots), most) : 1;
     shares_cells_        = !options.separate;
     params.n_ctx         = options.separate ? options.n_ctx * uint32_t(n_slots_) : options.n_ctx;
     params.n_batch       = std::min(params.n_batch, options.n_ctx);

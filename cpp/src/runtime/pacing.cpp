@@ -6,6 +6,8 @@
 namespace kad {
 
 static constexpr double HALF_LIFE = 40; // events
+static constexpr double AGREES =
+    0.9; // how often the aligned model is taken to agree with a base that was not compared with it
 static constexpr double MARGINAL =
     0.3; // of a pass of one token: what a further token is taken to cost before it was seen
 
@@ -58,7 +60,7 @@ void Share::add(double value, double half_life) {
 // ---- What a round promises --------------------------------------------------------------------------------------------
 
 Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference)
-    : base_(base), aligned_(aligned), reference_(reference) {
+    : base_(base), aligned_(aligned), reference_(reference), kept_right_(AGREES, 2) {
     // A table's guess is not trusted before it was right a few times; longer and surer matches sooner.
     const double priors[TABLE_CLASSES] = { 0.2, 0.35, 0.5, 0.7 };
     for (int i = 0; i < TABLE_CLASSES; ++i) table_[i] = Share(priors[i], 4);
@@ -155,8 +157,10 @@ void Pacer::said(const PacedEvent & event) {
     const bool known = event.aligned != PacedEvent::Agreement::Unknown;
     const bool right = event.aligned == PacedEvent::Agreement::Yes;
     if (known && event.by_base) kept_right_.add(right, HALF_LIFE);
-    // Where the base spoke and the aligned model was not asked, it would have agreed as often as it did elsewhere.
+    // Where the base spoke and the aligned model was not asked, it would have agreed as often as it did elsewhere. What was seen
+    // of that is forgotten in favour of a hope, so that a text which runs lazily tries guesses again some day.
     right_.add(known ? double(right) : double(kept_right_), HALF_LIFE);
+    if (!known) kept_right_.add(AGREES, 5 * HALF_LIFE);
     if (known && event.confidence >= 0) bucket_[bucket_of(event.confidence)].add(right, HALF_LIFE);
     if (event.table >= 0) table_[event.table].add(event.table_right, HALF_LIFE);
 }

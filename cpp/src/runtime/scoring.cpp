@@ -189,6 +189,7 @@ Said Generator::weigh(Sequence & sequence, Token event) {
     Said       said = unknown();
     pi_.reset();
     if (base && aligned) {
+        sequence.now.decided = false;
         decide_kept(sequence);
         mix(sequence);
         said.deferred_mass = pi_->alpha();

@@ -29,8 +29,11 @@ void Speaker::begin(const Reading & reading, size_t keep_rows, bool own_rows) {
 
 void Speaker::keep_rows(size_t n) {
     if (rows_.size() >= n) return;
-    rows_.clear(); // rows move: old ones are forgotten
-    rows_.resize(n);
+    std::vector<Row> rows(n);
+    for (Row & row : rows_) {
+        if (row.length > 0) rows[row.length % n] = std::move(row);
+    }
+    rows_.swap(rows);
 }
 
 size_t Speaker::common_prefix(const std::vector<Token> & context) const {

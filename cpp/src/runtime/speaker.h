@@ -51,7 +51,7 @@ public:
     void begin(const Reading & reading, size_t keep_rows, bool own_rows);
     void set_idle(bool idle) { idle_ = idle; } // whether its cells may be taken
 
-    // Room for at least n rows from here on. Making room forgets the rows at hand.
+    // Room for at least n rows from here on.
     void keep_rows(size_t n);
 
     // Starts on the next block of the prompt; finish_block() waits for it, true when the row after the whole prompt is there.

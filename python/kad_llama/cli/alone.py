@@ -62,7 +62,7 @@ class ModelAlone:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
-        self._temperature = temperature
+        self.temperature = temperature
         model, context = llama_cpp.llama_model_default_params(), llama_cpp.llama_context_default_params()
         model.n_gpu_layers = n_gpu_layers
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
@@ -106,8 +106,8 @@ class ModelAlone:
 
     def _chain(self, seed: int) -> Any:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        if self._temperature > 0:
-            samplers = [llama_cpp.llama_sampler_init_temp(self._temperature), llama_cpp.llama_sampler_init_dist(seed)]
+        if self.temperature > 0:
+            samplers = [llama_cpp.llama_sampler_init_temp(self.temperature), llama_cpp.llama_sampler_init_dist(seed)]
         else:
             samplers = [llama_cpp.llama_sampler_init_greedy()]
         for sampler in samplers:
