@@ -19,7 +19,8 @@ Written by `benchmarks/peers.py page` from [results.json](results.json); nothing
 Every figure is a ratio of speeds within a round: in a round each candidate runs once from the same prompt ids with the
 same seed, threads, context and cache types, one after another, and speed is tokens over the time after the prompt.
 Quoted are the median over rounds and, in brackets, the tenth and ninetieth percentile. Runs of fewer than {short} tokens
-count for no ratio.
+count for no ratio. Sums (the bound, shares, tokens per pass) leave out runs that took over {stalled} times as long per token
+as the median of their line: the machine did something else meanwhile. Tables say how many there were.
 
 Machine: {machine}.
 
@@ -71,7 +72,9 @@ def _intro(store: Store) -> str:
         f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
     )
-    return INTRO.format(machine=words, short=results.SHORT, programs="\n".join(_programs(store)))
+    return INTRO.format(
+        machine=words, short=results.SHORT, stalled=results.STALLED, programs="\n".join(_programs(store))
+    )
 
 
 def _programs(store: Store) -> list[str]:
@@ -103,7 +106,7 @@ def _about(store: Store, kind: str) -> str:
     for cells in store.cells.values():
         for name, cell in cells.items():
             if name == kind or (kind.endswith("k=N") and name.startswith(start)):
-                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about)
+                return re.sub(r"(n-max |draft=)\d+", r"\1N", cell.about) if name != kind else cell.about
     return ""
 
 
@@ -162,7 +165,11 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
     plain = cells.get(PLAIN)
     if not plain or not plain.tokens:
         return None
-    return sum(results.pass_times(plain)) * (plain.tokens - len(plain.runs)) / plain.total("seconds")
+    return (
+        sum(results.pass_times(plain))
+        * (plain.total("tokens") - len(plain.runs) + len(plain.stalled))
+        / plain.total("seconds")
+    )
 
 
 def _own_bars(group: Group, cells: dict[str, Cell]) -> list[tuple[str, str, str, str]]:
@@ -211,7 +218,7 @@ def _groups(store: Store) -> list[str]:
     parts = ["## Every pair"]
     for group, cells in store.cells.items():
         rows = [_row(group, cells, name) for name in _order(cells)]
-        notes = [*_refusals(cells), *_tried(cells)]
+        notes = [*_refusals(cells), *_tried(cells), *_stalled(cells)]
         title = f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}"
         alone = cells.get(BASE, Cell()).speed
         parts.append("\n\n".join([title, f"Base alone: {alone:.1f} tokens/s.", markdown(HEADER, rows), *notes]))
@@ -238,6 +245,11 @@ def _tried(cells: dict[str, Cell]) -> list[str]:
     return lines
 
 
+def _stalled(cells: dict[str, Cell]) -> list[str]:
+    found = {name: len(cell.stalled) for name, cell in cells.items() if cell.stalled}
+    return [f"Stalled runs: {', '.join(f'{name} {count}' for name, count in found.items())}."] if found else []
+
+
 def _order(cells: dict[str, Cell]) -> list[str]:
     """Of the outside programs the best length alone."""
     ran = [name for name, cell in cells.items() if cell.runs]
@@ -255,7 +267,7 @@ def _row(group: Group, cells: dict[str, Cell], name: str) -> list[str]:
         str(results.ratio(cell, cells.get(BASE)) or "-") if name != BASE else "1",
         str(cell.tokens),
         f"{cell.right:.2f}" if cell.total("drafted") else "-",
-        f"{cell.tokens / passes:.2f}" if passes else "-",
+        f"{cell.total('tokens') / passes:.2f}" if passes else "-",
         f"{100 * (1 - inside / cell.total('seconds')):.1f} %" if inside else "-",
     ]
 

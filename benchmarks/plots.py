@@ -177,4 +177,4 @@ def parts(cell: Cell, reference: Cell) -> list[float]:
     """Seconds per token in base passes, in aligned passes and elsewhere, over the reference's seconds per token."""
     base, aligned = cell.total("base_eval_s"), cell.total("aligned_eval_s")
     rest = cell.total("seconds") - base - aligned
-    return [value / cell.tokens * reference.speed for value in (base, aligned, rest)]
+    return [value / cell.total("tokens") * reference.speed for value in (base, aligned, rest)]

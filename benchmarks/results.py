@@ -19,6 +19,7 @@ from running import AUTO, LAZY, PLAIN, Run, length
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "results.json"
 SHORT = 16  # a run of fewer tokens says little about speed and counts for no ratio
+STALLED = 3  # times as long per token as the cell's median: the machine did something else meanwhile
 
 
 class Group(NamedTuple):
@@ -42,14 +43,23 @@ class Cell:
         """Positions measured."""
         return sum(run.tokens for run in self.runs.values())
 
+    @property
+    def stalled(self) -> list[int]:
+        """Rounds in which the machine did something else meanwhile; sums leave them out, medians need not."""
+        slow = {number: run.seconds / run.tokens for number, run in self.runs.items() if run.tokens >= SHORT}
+        most = STALLED * statistics.median(slow.values()) if slow else 0.0
+        return [number for number, value in slow.items() if value > most]
+
     def total(self, name: str) -> float:
-        """The sum of one field of the runs."""
-        return sum(getattr(run, name) for run in self.runs.values())
+        """The sum of one field of the runs, but for stalled ones."""
+        stalled = self.stalled
+        return sum(getattr(run, name) for number, run in self.runs.items() if number not in stalled)
 
     @property
     def speed(self) -> float:
         """Tokens per second, of all runs together."""
-        return self.tokens / self.total("seconds") if self.runs else 0.0
+        seconds = self.total("seconds")
+        return self.total("tokens") / seconds if seconds else 0.0
 
     @property
     def right(self) -> float:
@@ -170,7 +180,9 @@ def best_fixed(cells: dict[str, Cell], rounds: Iterable[int] | None = None) -> s
     chosen = None if rounds is None else set(rounds)
 
     def speed(name: str) -> float:
-        runs = [run for number, run in cells[name].runs.items() if chosen is None or number in chosen]
+        stalled = cells[name].stalled
+        numbers = [n for n in cells[name].runs if n not in stalled and (chosen is None or n in chosen)]
+        runs = [cells[name].runs[n] for n in numbers]
         return sum(run.tokens for run in runs) / sum(run.seconds for run in runs) if runs else 0.0
 
     found = [name for name in cells if name in (PLAIN, LAZY) or name.startswith("k=")]
@@ -221,9 +233,9 @@ def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:
     found: list[tuple[float, str]] = []
     for name in (PLAIN, LAZY):
         if (cell := cells.get(name)) and cell.runs:
-            found.append((cell.tokens / (cell.total("base_eval_s") + cell.total("aligned_eval_s")), name))
+            found.append((cell.total("tokens") / (cell.total("base_eval_s") + cell.total("aligned_eval_s")), name))
     lazy = cells.get(LAZY)
-    needed = min(1.0, lazy.total("aligned_passes") / lazy.tokens) if lazy and lazy.tokens else 1.0
+    needed = min(1.0, lazy.total("aligned_passes") / lazy.total("tokens")) if lazy and lazy.tokens else 1.0
     if replayed := longest(cells):
         guesses = "".join(run.guesses for run in cells[replayed].runs.values())
         for name, cell in cells.items():

@@ -27,7 +27,6 @@ from kad_llama.cli.alone import ModelAlone
 from kad_llama.files import default_threads
 
 N_CTX = 1024
-SILENT = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)  # kept: C calls it
 QUESTIONS = (
     "Why is the sky blue?",
     "Tell me a long story about a fox who wanted to learn to swim.",
@@ -171,24 +170,25 @@ class Kad:
 
 @dataclass
 class BaseAlone:
-    """The base in a plain loop of llama_decode and llama.cpp's own sampler chain."""
+    """The base in a plain loop of llama_decode and llama.cpp's own sampler chain. It goes on after an end of the text."""
 
     kad: KadLlama
     base: Path
     threads: int
     about: str = "llama_decode, then temp and dist (greedy at 0), one token per pass"
-
-    def __post_init__(self) -> None:
-        llama_cpp.llama_log_set(SILENT, None)
-        self._loop = ModelAlone(self.base, n_ctx=N_CTX, n_threads=self.threads, temperature=1.0)
+    _loops: dict[float, ModelAlone] = field(default_factory=dict)
 
     def run(self, question: str, seed: int, temperature: float, tokens: int) -> Run:
-        self._loop.temperature = temperature
-        done = self._loop(self.kad.prompt(question).base_ids or [], tokens, seed)
-        return Run(done.tokens, done.seconds)
+        if temperature not in self._loops:
+            self.close()  # the weights once only
+            loop = ModelAlone(self.base, n_ctx=N_CTX, n_threads=self.threads, temperature=temperature)
+            self._loops = {temperature: loop}
+        found = self._loops[temperature](self.kad.prompt(question).base_ids or [], tokens, seed)
+        return Run(found.tokens, found.seconds, found.tokens - 1, base_eval_s=found.eval_s)
 
     def close(self) -> None:
-        self._loop.close()
+        for loop in self._loops.values():
+            loop.close()
 
 
 @dataclass

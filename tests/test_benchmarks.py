@@ -221,6 +221,15 @@ def test_ratio_is_taken_within_rounds() -> None:
     assert results.ratio(over, Cell({9: Run(20, 1.0)})) is None
 
 
+def test_stalled_runs_are_left_out_of_sums() -> None:
+    stalled = cell(Run(20, 1.0), Run(20, 1.2), Run(20, 30.0), Run(2, 9.0))  # the last is too short to be judged
+    assert stalled.stalled == [2]
+    assert stalled.tokens == 62
+    assert stalled.total("seconds") == pytest.approx(11.2)
+    assert stalled.speed == pytest.approx(42 / 11.2)
+    assert page._stalled({PLAIN: stalled, AUTO: cell(Run(20, 1.0))}) == ["Stalled runs: plain 1."]
+
+
 def test_halves_choose_on_one_and_compare_on_the_other() -> None:
     auto = [Run(20, 1.0)] * 4
     lucky = [Run(20, seconds) for seconds in (0.5, 4.0, 0.5, 4.0)]  # fast on the even rounds alone
@@ -354,6 +363,25 @@ def test_real_candidates_on_a_tiny_pair(
         assert cells[PLAIN].runs[0].guesses.strip("n") == ""
         speed, _ = results.bound(cells) or (0.0, "")
         assert speed > cells[PLAIN].speed
+
+
+def test_base_alone_runs_at_the_temperature_of_its_group(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    real = running.ModelAlone
+
+    def spy(path: Path, *, temperature: float, n_ctx: int, n_threads: int) -> running.ModelAlone:
+        made.append(temperature)
+        return real(path, temperature=temperature, n_ctx=n_ctx, n_threads=n_threads)
+
+    monkeypatch.setattr(running, "ModelAlone", spy)
+    with running.open_pair(running.Pair("tiny", *tiny_pair), "base", 1, n_ctx=256) as kad:
+        alone = running.BaseAlone(kad, tiny_pair[0], 1)
+        for temperature in (0.0, 0.0, 0.7):
+            assert alone.run("Why?", 1, temperature, 4).tokens == 4
+        alone.close()
+    assert made == [0.0, 0.7]
 
 
 # ---- The page -----------------------------------------------------------------------------------------------------------
