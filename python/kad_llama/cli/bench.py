@@ -138,7 +138,7 @@ def _alone(name: str, ids: list[int], memory: int, model: ModelAlone, tokens: in
         found = model(ids, tokens, seed % 2**32)
         who = "base" if name == BASE else "aligned"
         passes: dict[str, Any] = {f"{who}_s": found.eval_s, f"{who}_passes": tokens - 1}
-        return Sample(found.tokens, found.seconds, **passes)
+        return Sample(len(found.ids), found.seconds, **passes)
 
     return Candidate(Series(name, memory_bytes=memory), run)
 
@@ -275,38 +275,50 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     width = shutil.get_terminal_size((LINE, 24)).columns if output.is_terminal(sys.stdout) else LINE
     if found["series"]:
         title = f"{Path(found['base']).name} + {Path(found['aligned']).name}, rule {found['rule']}"
-        output.table(bench_report.rows(found, width >= WIDE), bench_report.HEADER, title)
+        wide = width >= WIDE
+        output.table(bench_report.rows(found, wide), bench_report.HEADER if wide else bench_report.NARROW, title)
     for line in lines(found):
         print(textwrap.fill(line, min(width, LINE), break_on_hyphens=False, break_long_words=False))
+
+
+CAPTION = (
+    "Alone: llama.cpp's own loop and sampler, one token per pass. Times: as fast as the base alone in the same repeat. "
+    "Right: guesses. Per pass: tokens per base pass. Outside: share of the time outside llama_decode and llama_synchronize. "
+    "MiB: weights and caches."
+)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Return what stands below the table; the last line is the advice."""
     if not found["series"]:
         return [f"Nothing was measured: {_nothing(found)}"]
-    told = [
-        f"Medians (least-greatest) of the repeats, {found['repeats']} of them, interleaved, {found['max_tokens']} tokens a run; "
-        f"temperature {found['temperature']:g}, {found['threads']} threads.",
-        "Alone: llama.cpp's own loop and sampler, one token per pass. Times: of two runs in the same repeat. Right: guesses. "
-        "Per pass: tokens per base pass. Outside: share of the time outside llama_decode and llama_synchronize. MiB: weights "
-        "and caches.",
+    return [
+        f"Medians (least-greatest). Whole repeats, interleaved: {found['repeats']}; tokens a run: {found['max_tokens']}; "
+        f"temperature {found['temperature']:g}; threads: {found['threads']}.",
+        CAPTION,
         *_bound_lines(found["bound"]),
         f"Memory: the process held {found['memory']['pair_bytes'] / MIB:.0f} MiB with the pair open and run "
         f"({found['memory']['before_bytes'] / MIB:.0f} before); the models alone were opened beside it later.",
         *_left_out_lines(found["left_out"]),
+        *_cautions(found),
+        found["advice"] or "No advice: the base alone and the pair did not both run in one repeat.",
     ]
-    if found["variation"] is not None and found["variation"] > UNSTEADY:
-        told.append(
-            f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least (median of the settings). "
-            "Something else was running, or the machine slowed down: measure again when it is idle."
-        )
+
+
+def _cautions(found: dict[str, Any]) -> list[str]:
+    told = []
     if found["short_runs"]:
         told.append(
-            f"{found['short_runs']} texts ended too early to be counted; another prompt (-p) may give longer ones."
+            f"Texts that ended too early to be counted: {found['short_runs']}. Another prompt (-p) may do better."
+        )
+    if found["variation"] is not None and found["variation"] > UNSTEADY:
+        told.append(
+            f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least. Something else was "
+            "running, or the machine slowed down: measure again when it is idle."
         )
     if found["interrupted"]:
         told.append("Interrupted: this is what was measured until then.")
-    return [*told, found["advice"] or "No advice: the base alone and the pair did not both run in one repeat."]
+    return told
 
 
 def _nothing(found: dict[str, Any]) -> str:
