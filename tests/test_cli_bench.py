@@ -413,14 +413,32 @@ def test_interrupted_with_what_there_is(fake: type[BenchEngine], capsys: Capture
     assert "Interrupted: this is what was measured until then." in capsys.readouterr().out
 
 
-def test_interrupted_before_anything_counts(fake: type[BenchEngine], capsys: Capture) -> None:
-    fake.ends = {5: KeyboardInterrupt()}
+def test_interrupted_before_anything_ran(fake: type[BenchEngine], capsys: Capture) -> None:
+    fake.ends = {2: KeyboardInterrupt()}
     assert main(LINE) == 130
-    assert capsys.readouterr().out == "Nothing was measured: the first repeat warms up and is not counted.\n"
+    assert capsys.readouterr().out == "Nothing was measured yet.\n"
+    fake.log.clear()
+    assert main([*LINE, "--json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert (found["series"], found["bound"], found["advice"], found["variation"]) == ([], None, None, None)
+
+
+@pytest.mark.parametrize("at", [1 + 5, 1 + 8 + 5])
+def test_interrupted_before_a_repeat_counts(fake: type[BenchEngine], capsys: Capture, at: int) -> None:
+    """Then the repeat that warms up is better than nothing, and is called so."""
+    fake.ends = {at: KeyboardInterrupt()}
+    assert main([*LINE, "--json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    counts = [len(s["tokens_per_second"]["values"]) for s in found["series"]]
+    assert counts == ([1, 1, 1, 1] if at < 9 else [2, 2, 2, 2, 1, 1, 1, 1])
+    assert found["repeats"] == 0 and found["advice"]
+    fake.log.clear()
+    assert main(LINE) == 130
+    assert "Caution: no repeat was completed after the one that warms up" in capsys.readouterr().out
 
 
 def test_interrupted_before_the_pair_ran(fake: type[BenchEngine], capsys: Capture) -> None:
-    fake.ends = {1 + 8 + 2: KeyboardInterrupt()}
+    fake.ends = {1 + 2: KeyboardInterrupt()}
     assert main(LINE) == 130
     shown = capsys.readouterr().out
     assert shown.splitlines()[2].split()[:3] == ["base", "alone", "100"] and "bound" not in shown

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,17 @@ class Measured:
 
     @property
     def series(self) -> list[Series]:
-        """The runs, by candidate, in the order of the table."""
-        return [candidate.series for candidate in self.candidates]
+        """The runs that count, by candidate, in the order of the table.
+
+        Those of the first repeat count as long as there is no whole repeat after it: better than nothing after Ctrl-C.
+        """
+        found = [candidate.series for candidate in self.candidates]
+        if not self.counted:
+            return found
+        return [replace(series, samples={n: s for n, s in series.samples.items() if n}) for series in found]
 
     def repeat(self, number: int, seed: int, least: int, tick: Callable[[], None]) -> None:
-        """Run every candidate once; the first repeat, number 0, warms up and is not counted."""
+        """Run every candidate once; the first repeat, number 0, warms up."""
         for candidate in self.candidates:
             if candidate.series.name not in self.left_out:
                 self._one(candidate, number, seed, least)
@@ -72,8 +78,7 @@ class Measured:
                 self.short += bool(number)
                 return
             found = sample_of(found.tokens, found.stats)
-        if number:
-            candidate.series.samples[number] = found
+        candidate.series.samples[number] = found
 
 
 def sample_of(tokens: Sequence[Any], stats: Stats) -> Sample:
@@ -246,7 +251,8 @@ def report(
     """Return the whole result, for JSON."""
     from kad_llama.files import default_threads
 
-    base = next(series for series in measured.series if series.name == BASE)
+    all_series = measured.series
+    base = next(series for series in all_series if series.name == BASE)
     return {
         **about["files"],
         "rule": arguments.rule,
@@ -258,13 +264,13 @@ def report(
         "repeats": measured.counted,
         "interrupted": interrupted,
         **({"error": error} if error else {}),
-        "series": [bench_report.entry(series, base) for series in measured.series if series.samples],
+        "series": [bench_report.entry(series, base) for series in all_series if series.samples],
         "left_out": measured.left_out,
         "short_runs": measured.short,
-        "variation": bench_report.variation(measured.series),
-        "bound": bench_report.bound(measured.series),
+        "variation": bench_report.variation(all_series),
+        "bound": bench_report.bound(all_series),
         "memory": about["memory"],
-        "advice": bench_report.advice(measured.series),
+        "advice": bench_report.advice(all_series),
     }
 
 
@@ -291,7 +297,7 @@ CAPTION = (
 def lines(found: dict[str, Any]) -> list[str]:
     """Return what stands below the table; the last line is the advice."""
     if not found["series"]:
-        return [f"Nothing was measured: {_nothing(found)}"]
+        return ["Nothing was measured yet."]
     return [
         f"Medians (least-greatest). Whole repeats, interleaved: {found['repeats']}; tokens a run: {found['max_tokens']}; "
         f"temperature {found['temperature']:g}; threads: {found['threads']}.",
@@ -318,13 +324,9 @@ def _cautions(found: dict[str, Any]) -> list[str]:
         )
     if found["interrupted"]:
         told.append("Interrupted: this is what was measured until then.")
+    if not found["repeats"]:
+        told.append("Caution: no repeat was completed after the one that warms up, so that one is in these numbers.")
     return told
-
-
-def _nothing(found: dict[str, Any]) -> str:
-    if found["interrupted"] or "error" in found:
-        return "the first repeat warms up and is not counted."
-    return "the texts ended at once; give another prompt with -p."
 
 
 def _left_out_lines(left_out: dict[str, str]) -> list[str]:
