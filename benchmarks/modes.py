@@ -43,7 +43,7 @@ def measure(kad: KadLlama, alone: ModelAlone, arguments: argparse.Namespace) -> 
     for repeat in range(arguments.repeats + 1):  # the first one warms up and is not counted
         alone_run = alone(ids, arguments.tokens, repeat)
         if repeat:
-            speeds["base alone in llama.cpp"].append(alone_run.tokens / alone_run.seconds)
+            speeds["base alone in llama.cpp"].append(len(alone_run.ids) / alone_run.seconds)
         for name, keywords in modes.items():
             stats = kad.generate(PROMPT, seed=repeat, **keywords).stats  # type: ignore[arg-type]
             if not repeat:

@@ -21,9 +21,9 @@ __all__ = ["AloneRun", "ModelAlone"]
 
 @dataclass(frozen=True)
 class AloneRun:
-    """Tokens said, seconds after the prompt, and those of them inside llama_decode and llama_synchronize."""
+    """Ids said, seconds after the prompt, and those of them inside llama_decode and llama_synchronize."""
 
-    tokens: int
+    ids: tuple[int, ...]
     seconds: float
     eval_s: float
 
@@ -95,12 +95,13 @@ class ModelAlone:
             self._evaluate(ids[begin : begin + self._n_batch])
         chain = self._chain(seed)
         try:
+            said: list[int] = []
             start, evaluating = time.perf_counter(), 0.0
-            for left in range(tokens, 0, -1):
-                token = llama_cpp.llama_sampler_sample(chain, self._context, -1)
-                if left > 1:
-                    evaluating += self._evaluate([token])
-            return AloneRun(tokens, time.perf_counter() - start, evaluating)
+            while len(said) < tokens:
+                said.append(llama_cpp.llama_sampler_sample(chain, self._context, -1))
+                if len(said) < tokens:
+                    evaluating += self._evaluate(said[-1:])
+            return AloneRun(tuple(said), time.perf_counter() - start, evaluating)
         finally:
             llama_cpp.llama_sampler_free(chain)
 

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,17 @@ class Measured:
 
     @property
     def series(self) -> list[Series]:
-        """The runs, by candidate, in the order of the table."""
-        return [candidate.series for candidate in self.candidates]
+        """The runs that count, by candidate, in the order of the table.
+
+        Those of the first repeat count as long as there is no whole repeat after it: better than nothing after Ctrl-C.
+        """
+        found = [candidate.series for candidate in self.candidates]
+        if not self.counted:
+            return found
+        return [replace(series, samples={n: s for n, s in series.samples.items() if n}) for series in found]
 
     def repeat(self, number: int, seed: int, least: int, tick: Callable[[], None]) -> None:
-        """Run every candidate once; the first repeat, number 0, warms up and is not counted."""
+        """Run every candidate once; the first repeat, number 0, warms up."""
         for candidate in self.candidates:
             if candidate.series.name not in self.left_out:
                 self._one(candidate, number, seed, least)
@@ -72,8 +78,7 @@ class Measured:
                 self.short += bool(number)
                 return
             found = sample_of(found.tokens, found.stats)
-        if number:
-            candidate.series.samples[number] = found
+        candidate.series.samples[number] = found
 
 
 def sample_of(tokens: Sequence[Any], stats: Stats) -> Sample:
@@ -138,7 +143,7 @@ def _alone(name: str, ids: list[int], memory: int, model: ModelAlone, tokens: in
         found = model(ids, tokens, seed % 2**32)
         who = "base" if name == BASE else "aligned"
         passes: dict[str, Any] = {f"{who}_s": found.eval_s, f"{who}_passes": tokens - 1}
-        return Sample(found.tokens, found.seconds, **passes)
+        return Sample(len(found.ids), found.seconds, **passes)
 
     return Candidate(Series(name, memory_bytes=memory), run)
 
@@ -246,7 +251,8 @@ def report(
     """Return the whole result, for JSON."""
     from kad_llama.files import default_threads
 
-    base = next(series for series in measured.series if series.name == BASE)
+    all_series = measured.series
+    base = next(series for series in all_series if series.name == BASE)
     return {
         **about["files"],
         "rule": arguments.rule,
@@ -258,13 +264,13 @@ def report(
         "repeats": measured.counted,
         "interrupted": interrupted,
         **({"error": error} if error else {}),
-        "series": [bench_report.entry(series, base) for series in measured.series if series.samples],
+        "series": [bench_report.entry(series, base) for series in all_series if series.samples],
         "left_out": measured.left_out,
         "short_runs": measured.short,
-        "variation": bench_report.variation(measured.series),
-        "bound": bench_report.bound(measured.series),
+        "variation": bench_report.variation(all_series),
+        "bound": bench_report.bound(all_series),
         "memory": about["memory"],
-        "advice": bench_report.advice(measured.series),
+        "advice": bench_report.advice(all_series),
     }
 
 
@@ -275,44 +281,52 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     width = shutil.get_terminal_size((LINE, 24)).columns if output.is_terminal(sys.stdout) else LINE
     if found["series"]:
         title = f"{Path(found['base']).name} + {Path(found['aligned']).name}, rule {found['rule']}"
-        output.table(bench_report.rows(found, width >= WIDE), bench_report.HEADER, title)
+        wide = width >= WIDE
+        output.table(bench_report.rows(found, wide), bench_report.HEADER if wide else bench_report.NARROW, title)
     for line in lines(found):
         print(textwrap.fill(line, min(width, LINE), break_on_hyphens=False, break_long_words=False))
+
+
+CAPTION = (
+    "Alone: llama.cpp's own loop and sampler, one token per pass. Times: as fast as the base alone in the same repeat. "
+    "Right: guesses. Per pass: tokens per base pass. Outside: share of the time outside llama_decode and llama_synchronize. "
+    "MiB: weights and caches."
+)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Return what stands below the table; the last line is the advice."""
     if not found["series"]:
-        return [f"Nothing was measured: {_nothing(found)}"]
-    told = [
-        f"Medians (least-greatest) of the repeats, {found['repeats']} of them, interleaved, {found['max_tokens']} tokens a run; "
-        f"temperature {found['temperature']:g}, {found['threads']} threads.",
-        "Alone: llama.cpp's own loop and sampler, one token per pass. Times: of two runs in the same repeat. Right: guesses. "
-        "Per pass: tokens per base pass. Outside: share of the time outside llama_decode and llama_synchronize. MiB: weights "
-        "and caches.",
+        return ["Nothing was measured yet."]
+    return [
+        f"Medians (least-greatest). Whole repeats, interleaved: {found['repeats']}; tokens a run: {found['max_tokens']}; "
+        f"temperature {found['temperature']:g}; threads: {found['threads']}.",
+        CAPTION,
         *_bound_lines(found["bound"]),
         f"Memory: the process held {found['memory']['pair_bytes'] / MIB:.0f} MiB with the pair open and run "
         f"({found['memory']['before_bytes'] / MIB:.0f} before); the models alone were opened beside it later.",
         *_left_out_lines(found["left_out"]),
+        *_cautions(found),
+        found["advice"] or "No advice: the base alone and the pair did not both run in one repeat.",
     ]
-    if found["variation"] is not None and found["variation"] > UNSTEADY:
-        told.append(
-            f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least (median of the settings). "
-            "Something else was running, or the machine slowed down: measure again when it is idle."
-        )
+
+
+def _cautions(found: dict[str, Any]) -> list[str]:
+    told = []
     if found["short_runs"]:
         told.append(
-            f"{found['short_runs']} texts ended too early to be counted; another prompt (-p) may give longer ones."
+            f"Texts that ended too early to be counted: {found['short_runs']}. Another prompt (-p) may do better."
+        )
+    if found["variation"] is not None and found["variation"] > UNSTEADY:
+        told.append(
+            f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least. Something else was "
+            "running, or the machine slowed down: measure again when it is idle."
         )
     if found["interrupted"]:
         told.append("Interrupted: this is what was measured until then.")
-    return [*told, found["advice"] or "No advice: the base alone and the pair did not both run in one repeat."]
-
-
-def _nothing(found: dict[str, Any]) -> str:
-    if found["interrupted"] or "error" in found:
-        return "the first repeat warms up and is not counted."
-    return "the texts ended at once; give another prompt with -p."
+    if not found["repeats"]:
+        told.append("Caution: no repeat was completed after the one that warms up, so that one is in these numbers.")
+    return told
 
 
 def _left_out_lines(left_out: dict[str, str]) -> list[str]:

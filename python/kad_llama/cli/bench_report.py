@@ -1,7 +1,7 @@
 """`kad-llama bench`, the numbers: from what was measured to the table, the bound and the advice. Nothing is run here.
 
-The bound is the speed that the measured passes and guesses allow when drawing costs nothing. Of one run, base_s / base_passes
-is the mean time of a base pass (the reference model's is counted with it), aligned_s / aligned_passes that of an aligned pass.
+The bound is the speed that the measured passes and guesses allow when drawing costs nothing. In one run base_s / base_passes
+is the mean time of a base pass (the reference model's is counted with it), aligned_s / aligned_passes of an aligned one.
 Medians of them over the repeats give, in tokens per second,
 
     plain, lazy   1 / ((base_s + aligned_s) / base_passes)
@@ -12,7 +12,7 @@ least k aligned passes to guess k tokens. E(k) is the mean number of tokens in a
 position is right does not depend on the draft length: it is the same draw by the same coin. So E(k) follows from the runs
 with the longest draft. A stretch of L right guesses and the wrong one after it are L + 1 tokens, written in
 ceil((L + 1) / (k + 1)) rounds of k guesses. A stretch that the text's end cut is L tokens in L / (k + 1) rounds. A token
-that nobody guessed, as after a whole draft that was right, counts as right. That errs upwards, but not for the longest draft.
+that nobody guessed, as after a whole draft that was right, counts as right: that errs upwards, save for the longest draft.
 
 The bound is the largest of these over the settings that ran. It keeps one length for the whole text: a drafter that knows
 where to stop can be faster.
@@ -30,6 +30,7 @@ __all__ = ["ALIGNED", "AUTO", "BASE", "Sample", "Series", "advice", "bound", "en
 
 BASE, ALIGNED, AUTO = "base alone", "aligned alone", "auto"
 HEADER = ("run", "tokens/s", "times base alone", "right", "per pass", "outside", "MiB")
+NARROW = ("run", "tokens/s", "times", "right", "/pass", "outside", "MiB")
 MOSTLY_WRONG = 0.5
 WORTH_A_FLAG = 1.05  # less is not worth setting by hand, and within what machines do from day to day
 MIB = 2**20
@@ -231,7 +232,7 @@ def _advice_of_auto(auto: Series, fixed: Series, base: Series, speeds: dict[str,
     clear = bool(gains) and min(gains) > 1 and statistics.median(gains) > WORTH_A_FLAG
     wrote = f"wrote {times:.2f} times as fast as the base alone"
     if times < 1:
-        wrote = f"{_cost(auto, base, times)}, so the aligned model costs speed"
+        wrote = _cost(auto, base, times) + (", so the aligned model costs speed" if best < 1 else "")
     do = f"set {fixed.flag}" if clear else "leave --draft at auto"
     return f"--draft auto {wrote}; the best fixed setting was {fixed.flag} ({best:.2f} times): {do}"
 
