@@ -220,6 +220,18 @@ def support_check(core: law.Core) -> list[str]:
     return wrong
 
 
+def nucleus_check(core: law.Core) -> list[str]:
+    """Rule primal on rows of several levels of bins, compact and dense."""
+    wrong = []
+    for k, budget in enumerate((0.05, 0.3, 0.6, 0.9) * 6):
+        row = (0.2 + k % 3) * np.random.default_rng(k).standard_normal(4000).astype(np.float32)
+        base = make_support(row, WAYS[k % 5], np.random.default_rng(k))
+        pair = Pair(base, base, law.Case(base.full.dense, base.full.dense, "primal", budget))
+        kept = core_rows.read(core, pair).kept
+        wrong += [] if law.acceptable(pair.case, kept) else [f"b = {budget}, row {k}: {kept.sum()} kept"]
+    return wrong
+
+
 def total_check(core: law.Core) -> list[str]:
     """Normalisers of rows of several blocks, impossible ones among them."""
     rows = [make_row(kind, 3000, k) for k, kind in enumerate(KINDS)]
@@ -251,6 +263,14 @@ MISTAKES = [
         "if (!above(maxima[b])) break;",
         support_check,
     ),
+    ("a quarter of the histogram left out", "deferral", "way = 1; way < WAYS;", "way = 2; way < WAYS;", nucleus_check),
+    (
+        "a cutoff above what is needed",
+        "deferral",
+        "mass >= wanted + 1e-12",
+        "2 * mass >= wanted + 1e-12",
+        nucleus_check,
+    ),
     ("blocks on their own scale", "logits", "        rescale(", "        if (false) rescale(", total_check),
     ("an impossible block is summed", "kernels", "if (maxima[b] == -INFINITY) continue;", "", total_check),
     ("half of a lane's terms", "kernels", "+= values[i + k];", "+= values[i + k / 2];", total_check),
@@ -266,7 +286,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("rows"), sources, core_rows.load)
 
 
-@pytest.mark.parametrize("check", [support_check, total_check, allocation_check])
+@pytest.mark.parametrize("check", [support_check, nucleus_check, total_check, allocation_check])
 def test_checks_pass_without_a_mutant(workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(workshop.unmutated) == []
 

@@ -232,16 +232,16 @@ CORE_MUTANTS = [
         "a reward of the wrong sign",
         (
             (
-                "core/reward.cpp",
-                "beta * (double(aligned[v]) - double(reference[v]))",
-                "beta * (double(reference[v]) - double(aligned[v]))",
+                "core/kernels.cpp",
+                "beta * (double(aligned[i]) - double(reference[i]))",
+                "beta * (double(reference[i]) - double(aligned[i]))",
             ),
         ),
         rule_check,
     ),
     Mutant(
         "a reward without the reference model",
-        (("core/reward.cpp", "(double(aligned[v]) - double(reference[v]))", "double(aligned[v])"),),
+        (("core/kernels.cpp", "(double(aligned[i]) - double(reference[i]))", "double(aligned[i])"),),
         rule_check,
     ),
 ]

@@ -97,7 +97,7 @@ void keep_dual(const Distribution & p, double lambda, KeptSet & kept) { keep_at_
 //   1. Where the best tokens of some blocks together have the mass 1 - b, c is no less probable than the worst of them: all
 //      that are at least as probable as that one have it too. The others are left out, and blocks without any are not read.
 //   2. A histogram of mass over BINS intervals of the logit. The bin is a monotone function of the logit (subtraction,
-//      product and truncation all round monotonely), so tokens of earlier bins come before those of later ones, and c lies
+//      product and the nearest integer all round monotonely), so tokens of earlier bins come before those of later ones, and c lies
 //      in the first bin at whose end the sum reaches 1 - b.
 //   3. Only that bin's tokens are looked at further: the same again between their highest and lowest logit, until they are
 //      few, or all equal. Every level leaves out tokens: the highest lies in the first bin and the lowest in the last.
@@ -106,22 +106,23 @@ void keep_dual(const Distribution & p, double lambda, KeptSet & kept) { keep_at_
 // Sums are in another order than a descending one, in double: a mass within 1e-12 of 1 - b may be seen either way. Until step
 // 4 masses are weights, not yet divided by their total.
 
-static constexpr size_t BINS  = 4096;
+static constexpr size_t BINS  = 1024;
 static constexpr size_t FEW   = 256; // so many are sorted
 static constexpr double REACH = 64; // in units of the temperature: what lies further below the best shares the last bin
 
 // Some entries of a row in ascending order: all of it, or those that are listed. A workspace: a row like an earlier one
 // allocates nothing.
 struct Candidates {
-    const float *       logits = nullptr;
-    size_t              n      = 0;
-    std::vector<double> mass;
-    std::vector<float>  own_logits; // as `listed` is, of what is listed
-    std::vector<Token>  listed;     // empty for the whole row
-    double              before = 0; // the mass of the tokens that come before all of these
-    std::vector<double> bins;
-    std::vector<size_t> order;
-    std::vector<float>  best; // of blocks
+    const float *         logits = nullptr;
+    size_t                n      = 0;
+    std::vector<double>   mass;
+    std::vector<float>    own_logits; // of what is listed
+    std::vector<Token>    listed;     // entries; empty for the whole row
+    double                before = 0; // the mass of the tokens that come before all of these
+    std::vector<uint32_t> bin_of;
+    std::vector<double>   bins;
+    std::vector<size_t>   order;
+    std::vector<float>    best; // of blocks
 
     size_t entry(size_t k) const { return listed.empty() ? k : size_t(listed[k]); }
 };
@@ -158,35 +159,33 @@ static void collect(const Distribution & p, float lowest, Candidates & c) {
     p.weights(c.logits, c.n, c.mass.data());
 }
 
-// The intervals of one level.
+// The intervals of one level, and in c.bin_of the one of each candidate.
 struct Bins {
-    double high, lowest, scale;
+    float lowest, high;
 
-    Bins(const float * logits, size_t n, double temperature) {
-        constexpr size_t LANES = 8; // for vector instructions
-        float            top[LANES], bottom[LANES];
-        std::fill(top, top + LANES, logits[0]);
-        std::fill(bottom, bottom + LANES, logits[0]);
-        for (size_t k = 0; k < n; k += LANES) {
-            for (size_t i = 0; i < std::min(LANES, n - k); ++i) {
-                top[i]    = logits[k + i] > top[i] ? logits[k + i] : top[i];
-                bottom[i] = logits[k + i] < bottom[i] ? logits[k + i] : bottom[i];
-            }
-        }
-        high             = *std::max_element(top, top + LANES);
-        lowest           = *std::min_element(bottom, bottom + LANES);
-        const double low = std::max(lowest, high - std::min(REACH * temperature, double(FLT_MAX)));
-        scale            = std::min(double(BINS) / (high - low), DBL_MAX); // finite, as 0 * inf would be NaN
+    Bins(Candidates & c, double temperature) {
+        extent(c.logits, c.n, lowest, high);
+        const double low   = std::max(double(lowest), double(high) - std::min(REACH * temperature, double(FLT_MAX)));
+        const double scale = std::min(double(BINS) / (double(high) - low), DBL_MAX); // finite, as 0 * inf would be NaN
+        c.bin_of.resize(c.n);
+        bins_of(c.logits, c.n, high, scale, uint32_t(BINS - 1), c.bin_of.data());
     }
-
-    size_t of(float logit) const { return size_t(int32_t(std::min((high - double(logit)) * scale, double(BINS - 1)))); }
 };
+
+// The mass of each bin. Neighbours add to different histograms: where most share a bin, each would wait for the one before.
+static void fill_bins(Candidates & c) {
+    constexpr size_t WAYS = 4;
+    c.bins.assign(WAYS * BINS, 0);
+    for (size_t k = 0; k < c.n; ++k) c.bins[k % WAYS * BINS + c.bin_of[k]] += c.mass[k];
+    for (size_t way = 1; way < WAYS; ++way) {
+        for (size_t b = 0; b < BINS; ++b) c.bins[b] += c.bins[way * BINS + b];
+    }
+}
 
 // The bin in which the sum reaches `wanted`; c.before grows by the bins before it. If none does: BINS for the whole row, and
 // of a bin that was seen to reach it in a sum of another order, the last with mass.
-static size_t crossing_bin(const Bins & bins, double wanted, Candidates & c) {
-    c.bins.assign(BINS, 0);
-    for (size_t k = 0; k < c.n; ++k) c.bins[bins.of(c.logits[k])] += c.mass[k];
+static size_t crossing_bin(double wanted, Candidates & c) {
+    fill_bins(c);
     size_t last = BINS;
     for (size_t b = 0; b < BINS; ++b) {
         if (!(c.bins[b] > 0)) continue;
@@ -198,19 +197,16 @@ static size_t crossing_bin(const Bins & bins, double wanted, Candidates & c) {
 }
 
 // Leaves the tokens of one bin, moving them down: place `left` is never beyond k.
-static void narrow(const Bins & bins, size_t bin, Candidates & c) {
+static void narrow(size_t bin, Candidates & c) {
     const bool whole = c.listed.empty();
-    if (whole) {
-        c.own_logits.resize(c.n);
-        c.listed.resize(c.n);
-    }
+    c.own_logits.resize(c.n);
+    c.listed.resize(c.n);
     size_t left = 0;
     for (size_t k = 0; k < c.n; ++k) {
-        if (bins.of(c.logits[k]) != bin) continue;
         c.mass[left]       = c.mass[k];
         c.own_logits[left] = c.logits[k];
         c.listed[left]     = whole ? Token(k) : c.listed[k];
-        ++left;
+        left += size_t(c.bin_of[k] == bin);
     }
     c.listed.resize(left);
     c.own_logits.resize(left);
@@ -242,12 +238,12 @@ static size_t critical_entry(const Distribution & p, double wanted) {
     const double            wanted_weight = wanted * p.total();
     collect(p, lowest_needed(p, wanted_weight, c.best), c);
     for (;;) {
-        const Bins bins(c.logits, c.n, p.temperature());
+        const Bins bins(c, p.temperature());
         const bool all_equal = bins.high == bins.lowest;
         if (c.n <= FEW || all_equal) return sum_in_order(c, all_equal, p.total(), wanted);
-        const size_t crossing = crossing_bin(bins, wanted_weight, c);
+        const size_t crossing = crossing_bin(wanted_weight, c);
         if (crossing == BINS) return SIZE_MAX;
-        narrow(bins, crossing, c);
+        narrow(crossing, c);
     }
 }
 

@@ -3,15 +3,31 @@
 #include <algorithm>
 #include <cmath>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(KAD_ONE_CLONE)
-#    define KAD_CLONES __attribute__((target_clones("default", "sse4.2", "avx2", "avx512f")))
-#else
+// KAD_ONE_CLONE: what the compiler's flags say and nothing else, to compare and to time the clones.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute) && !defined(KAD_ONE_CLONE)
+#    if __has_attribute(target_clones)
+#        define KAD_CLONES __attribute__((target_clones("default", "sse4.2", "avx2", "avx512f")))
+#    endif
+#endif
+#ifndef KAD_CLONES
 #    define KAD_CLONES // NEON is part of every aarch64
 #endif
 
 namespace kad {
 
 // ---- What the clones share: inlined, so that it is compiled for each -----------------------------------------------------
+
+static inline int32_t bits_of(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float float_of(int32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 // As an integer whose order is that of the floats (of the two zeros -0 is the smaller, and they are equal as floats).
 static inline int32_t key_of(int32_t bits) { return bits ^ int32_t(uint32_t(bits >> 31) >> 1); }
@@ -20,14 +36,12 @@ static inline int32_t key_of(int32_t bits) { return bits ^ int32_t(uint32_t(bits
 static inline bool scan_block(const float * logits, size_t n, float & max) {
     int32_t best = INT32_MIN, magnitude = 0;
     for (size_t i = 0; i < n; ++i) {
-        int32_t bits;
-        std::memcpy(&bits, logits + i, sizeof bits);
-        best      = std::max(best, key_of(bits));
-        magnitude = std::max(magnitude, bits & INT32_MAX);
+        const int32_t bits = bits_of(logits[i]);
+        best               = std::max(best, key_of(bits));
+        magnitude          = std::max(magnitude, bits & INT32_MAX);
     }
     constexpr int32_t infinity = 0x7f800000;
-    const int32_t     bits     = key_of(best);
-    std::memcpy(&max, &bits, sizeof max);
+    max                        = float_of(key_of(best));
     return best < infinity && magnitude <= infinity;
 }
 
@@ -46,6 +60,25 @@ static inline double sum_lanes(const double * values, size_t n) {
     for (size_t k = 0; k < LANES; ++k) total += sum[k];
     return total;
 }
+
+// The three rows' log pi; what NaN the sum makes of infinities is overwritten.
+static inline void log_rewards(const RewardRows & rows, size_t at, size_t n, double * out) {
+    const float *const base = rows.base + at, *const aligned = rows.aligned + at,
+                       *const reference = rows.reference + at;
+    const double              beta      = rows.beta;
+    const int32_t             never     = bits_of(-INFINITY);
+    const int64_t             least     = integer_of(-double(INFINITY));
+    for (size_t i = 0; i < n; ++i) {
+        const double  sum  = double(base[i]) + beta * (double(aligned[i]) - double(reference[i]));
+        const int32_t none = int32_t(bits_of(base[i]) == never) | int32_t(bits_of(aligned[i]) == never) |
+                             int32_t(bits_of(reference[i]) == never);
+        const int64_t mask = -int64_t(none);
+        out[i]             = double_of((integer_of(sum) & ~mask) | (least & mask));
+    }
+}
+
+// key_of() for doubles.
+static inline int64_t long_key_of(int64_t bits) { return bits < 0 ? bits ^ INT64_MAX : bits; }
 
 // ---- The kernels -----------------------------------------------------------------------------------------------------
 
@@ -80,6 +113,47 @@ KAD_CLONES static void subtract_row(double * values, const double * less, size_t
     for (size_t i = 0; i < n; ++i) values[i] = double_of(std::max(integer_of(values[i] - less[i]), int64_t(0)));
 }
 
+KAD_CLONES static void extent_row(const float * values, size_t n, float & smallest, float & largest) {
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t key = key_of(bits_of(values[i]));
+        low               = std::min(low, key);
+        high              = std::max(high, key);
+    }
+    smallest = float_of(key_of(low));
+    largest  = float_of(key_of(high));
+}
+
+// Rounded in the low bits of a double, by adding 2^52.
+KAD_CLONES static void bin_row(const float * values, size_t n, double high, double scale, uint32_t last,
+                               uint32_t * out) {
+    const int64_t end = integer_of(double(last));
+    for (size_t i = 0; i < n; ++i) {
+        const double place = double_of(std::min(integer_of((high - double(values[i])) * scale), end));
+        out[i]             = uint32_t(uint64_t(integer_of(place + 4503599627370496.0)));
+    }
+}
+
+KAD_CLONES static double best_reward(const RewardRows & rows, size_t n) {
+    double  terms[BLOCK];
+    int64_t best = INT64_MIN;
+    for (size_t at = 0; at < n; at += BLOCK) {
+        const size_t length = std::min(BLOCK, n - at);
+        log_rewards(rows, at, length, terms);
+        for (size_t i = 0; i < length; ++i) best = std::max(best, long_key_of(integer_of(terms[i])));
+    }
+    return double_of(long_key_of(best));
+}
+
+KAD_CLONES static void reward_row(const RewardRows & rows, size_t n, double best, float * out) {
+    double terms[BLOCK];
+    for (size_t at = 0; at < n; at += BLOCK) {
+        const size_t length = std::min(BLOCK, n - at);
+        log_rewards(rows, at, length, terms);
+        for (size_t i = 0; i < length; ++i) out[at + i] = float(terms[i] - best);
+    }
+}
+
 KAD_CLONES static double sum_row(const double * values, size_t n) { return sum_lanes(values, n); }
 
 // Only what is static may have clones under every linker.
@@ -98,6 +172,18 @@ void weights(const float * logits, size_t n, double max, double inverse, double 
 }
 
 void subtract_clipped(double * values, const double * less, size_t n) { subtract_row(values, less, n); }
+
+void extent(const float * values, size_t n, float & smallest, float & largest) {
+    extent_row(values, n, smallest, largest);
+}
+
+void bins_of(const float * values, size_t n, double high, double scale, uint32_t last, uint32_t * out) {
+    bin_row(values, n, high, scale, last, out);
+}
+
+double largest_reward(const RewardRows & rows, size_t n) { return best_reward(rows, n); }
+
+void rewards_below(const RewardRows & rows, size_t n, double best, float * out) { reward_row(rows, n, best, out); }
 
 double lane_sum(const double * values, size_t n) { return sum_row(values, n); }
 

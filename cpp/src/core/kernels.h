@@ -77,6 +77,20 @@ void weights(const float * logits, size_t n, double max, double inverse, double 
 // values[i] = max(0, values[i] - less[i]).
 void subtract_clipped(double * values, const double * less, size_t n);
 
+// The smallest and the largest of n > 0 numbers.
+void extent(const float * values, size_t n, float & smallest, float & largest);
+
+// Of n values <= high the bin (high - value) * scale, rounded to the nearest, `last` at most: a monotone function of the value.
+void bins_of(const float * values, size_t n, double high, double scale, uint32_t last, uint32_t * out);
+
+// log p + beta (log q - log r), up to a constant; -inf where any of the three is -inf. The largest of n such, and each less `best`.
+struct RewardRows {
+    const float *base, *aligned, *reference;
+    double       beta;
+};
+double largest_reward(const RewardRows & rows, size_t n);
+void   rewards_below(const RewardRows & rows, size_t n, double best, float * out);
+
 // The sum of n doubles in LANES lanes.
 double lane_sum(const double * values, size_t n);
 

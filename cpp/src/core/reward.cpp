@@ -1,6 +1,5 @@
 #include "reward.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "logits.h"
@@ -13,18 +12,14 @@ void implicit_reward(const float * base, const float * aligned, const float * re
     check_logits(base, n, "base model");
     check_logits(aligned, n, "aligned model");
     check_logits(reference, n, "reference model");
-    const auto log_pi = [&](size_t v) {
-        if (base[v] == -INFINITY || aligned[v] == -INFINITY || reference[v] == -INFINITY) return double(-INFINITY);
-        return double(base[v]) + beta * (double(aligned[v]) - double(reference[v]));
-    };
-    double best = -INFINITY;
-    for (size_t v = 0; v < n; ++v) best = std::max(best, log_pi(v));
+    const RewardRows rows{ base, aligned, reference, beta };
+    const double     best = largest_reward(rows, n);
     if (best == -INFINITY) {
         throw Error(KAD_NOT_A_NUMBER, "rule implicit-reward: no token is possible for the base, the aligned and the "
                                       "reference model alike");
     }
     out.resize(n);
-    for (size_t v = 0; v < n; ++v) out[v] = float(log_pi(v) - best);
+    rewards_below(rows, n, best, out.data());
 }
 
 } // namespace kad
