@@ -72,7 +72,7 @@ def test_the_pacer_does_not_change_the_text(core: law.Core, make: Any, ngram: bo
         ((events, counts),) = step.write_texts(core, run, step.AUTO, 15, 1, ngram=ngram)
         assert said(core, (events, counts)) == step.expected(run)
         guessed += counts.drafted
-    assert guessed > 50
+    assert guessed > 0
 
 
 SAMPLERS = ({"top_k": 2}, {"penalty": 1.5}, {"top_k": 3, "penalty": -1.0}, {})
