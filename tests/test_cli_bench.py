@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import llama_cpp
 import pytest
 from fake_engine import MODELS, FakeEngine, FakeStream, Terminal, engine_fixture, token  # noqa: F401
 
@@ -98,13 +99,13 @@ def test_bound_by_hand() -> None:
     assert found["settings"] == pytest.approx(
         {
             "plain": 1 / 0.12,
-            "draft 1": 2 / (0.13 + 0.02),  # the stretches of draft 3: eight tokens in four rounds
-            "draft 3": 4 / (0.2 + 3 * 0.02),
+            "draft 1": 2 / (0.13 + 1.5 * 0.02),  # the stretches of draft 3: eight tokens in four rounds
+            "draft 3": 4 / (0.2 + 4 * 0.02),
         }
     )
     assert found["setting"] == "draft 3" and found["guesses_from"] == "draft 3"
-    assert found["tokens_per_second"] == pytest.approx(4 / 0.26)
-    assert found["reached_by_auto"] == pytest.approx((8 / 0.65) / (4 / 0.26))
+    assert found["tokens_per_second"] == pytest.approx(4 / 0.28)
+    assert found["reached_by_auto"] == pytest.approx((8 / 0.65) / (4 / 0.28))
 
 
 def test_bound_takes_medians_of_the_repeats() -> None:
@@ -118,6 +119,20 @@ def test_bound_takes_medians_of_the_repeats() -> None:
 def test_no_bound_of_nothing() -> None:
     assert bound([]) is None
     assert bound([Series("plain", "--no-spec"), series("base alone", "", 0, Sample(10, 1.0, 0.9, 9))]) is None
+
+
+def test_sample_of_a_run() -> None:
+    stats = replace(
+        FakeStream([]).result.stats,
+        tokens=6,
+        tokens_per_second=12.0,
+        base_eval_s=0.2,
+        reference_eval_s=0.05,
+        aligned_eval_s=0.1,
+    )
+    found = bench.sample_of([replace(token("x"), guess="right"), token("y")], stats)
+    assert found == Sample(6, 0.5, 0.25, 2, 0.1, 3, 4, 3, ("right", "none"))
+    assert found.speed == 12 and found.outside == pytest.approx(0.3)
 
 
 def test_variation() -> None:
@@ -318,7 +333,7 @@ def test_table_in_a_pipe(fake: type[BenchEngine], capsys: Capture) -> None:
     captured = capsys.readouterr()
     table, rest = captured.out.split("\n\n", 1)
     assert [line.split() for line in table.splitlines()] == [line.split() for line in TABLE.splitlines()]
-    assert "Bound: the fastest setting (draft 3)" in rest and "guesses right as in draft 7" in rest
+    assert "Bound: the best setting (draft 3)" in rest and "guesses right as in draft 7" in rest
     assert "auto reaches 87 % of the bound" in " ".join(rest.split())
     assert "held 150 MiB" in rest and "(50 before)" in " ".join(rest.split())
     assert "Caution" not in rest and "Interrupted" not in rest and "Left out" not in rest
@@ -556,6 +571,25 @@ def test_alone_says_what_the_engine_says(tiny_pair: tuple[Path, Path]) -> None:
         assert found.ids == model(ids, 12, 2).ids, "and the second text does not see the first"
     assert list(found.ids) == [said.id for said in text.tokens]
     assert 0 < found.eval_s < found.seconds
+
+
+def test_alone_runs_as_it_is_told(tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"n_batch": 32, "n_ubatch": 16}
+    with alone.ModelAlone(tiny_pair[0], n_ctx=512, n_threads=3, temperature=1.0, params=params) as model:
+        context = model._context
+        assert [llama_cpp.llama_n_threads(context), llama_cpp.llama_n_threads_batch(context)] == [3, 3]
+        assert [llama_cpp.llama_n_ctx(context), llama_cpp.llama_n_batch(context)] == [512, 32]
+        assert llama_cpp.llama_n_ubatch(context) == 16
+        whole, calls = model._evaluate, []
+
+        def one_second(ids: list[int]) -> float:
+            calls.append(len(ids))
+            whole(ids)
+            return 1.0
+
+        monkeypatch.setattr(model, "_evaluate", one_second)
+        assert model([5] * 40, 10, 1).eval_s == 9, "the prompt is not counted"
+        assert calls == [32, 8, *[1] * 9]
 
 
 def test_alone_draws_by_its_seed(tiny_pair: tuple[Path, Path]) -> None:

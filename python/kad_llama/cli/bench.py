@@ -299,8 +299,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not found["series"]:
         return ["Nothing was measured yet."]
     return [
-        f"Medians (least-greatest). Whole repeats, interleaved: {found['repeats']}; tokens a run: {found['max_tokens']}; "
-        f"temperature {found['temperature']:g}; threads: {found['threads']}.",
+        f"Medians (least-greatest) of interleaved repeats: {found['repeats']}. Tokens a run: {found['max_tokens']}. "
+        f"Temperature: {found['temperature']:g}. Threads: {found['threads']}.",
         CAPTION,
         *_bound_lines(found["bound"]),
         f"Memory: the process held {found['memory']['pair_bytes'] / MIB:.0f} MiB with the pair open and run "
@@ -341,6 +341,6 @@ def _bound_lines(limit: dict[str, Any] | None) -> list[str]:
     if limit is None:
         return []
     guesses = "" if limit["guesses_from"] is None else f", guesses right as in {limit['guesses_from']}"
-    text = f"Bound: the fastest setting ({limit['setting']}) with passes as measured{guesses}, and drawing free."
+    text = f"Bound: the best setting ({limit['setting']}) with passes as measured{guesses}, and nothing outside them."
     reached = limit["reached_by_auto"]
     return [text if reached is None else f"{text} auto reaches {100 * reached:.0f} % of the bound."]

@@ -1,18 +1,18 @@
 """`kad-llama bench`, the numbers: from what was measured to the table, the bound and the advice. Nothing is run here.
 
-The bound is the speed that the measured passes and guesses allow when drawing costs nothing. In one run base_s / base_passes
-is the mean time of a base pass (the reference model's is counted with it), aligned_s / aligned_passes of an aligned one.
-Medians of them over the repeats give, in tokens per second,
+The bound is the speed that the measured passes and guesses allow when drawing costs nothing. Of a setting:
 
-    plain, lazy   1 / ((base_s + aligned_s) / base_passes)
-    draft k       E(k) / (B(k + 1) + k A(k))
+    tokens per round / seconds per round,    a round being one base pass and the aligned passes before it.
 
-B(k + 1) and A(k) are the two passes in runs with draft k: k guesses and the token before them in one base pass, and at
-least k aligned passes to guess k tokens. E(k) is the mean number of tokens in a round with draft k. Whether the guess at a
-position is right does not depend on the draft length: it is the same draw by the same coin. So E(k) follows from the runs
-with the longest draft. A stretch of L right guesses and the wrong one after it are L + 1 tokens, written in
-ceil((L + 1) / (k + 1)) rounds of k guesses. A stretch that the text's end cut is L tokens in L / (k + 1) rounds. A token
-that nobody guessed, as after a whole draft that was right, counts as right: that errs upwards, save for the longest draft.
+Seconds per round are (base_s + aligned_s) / base_passes of a run, the median over the repeats: B(k + 1) + a A, with B(n) the
+time of a base pass of n tokens, A that of an aligned pass and a their number in a round, all as runs with draft k had them
+(the reference model's time is counted with the base's). A round of a plain or lazy run writes one token.
+
+With draft k it writes E(k) in the mean. Whether the guess at a position is right does not depend on the draft length: it is
+the same draw by the same coin. So E(k) follows from the runs with the longest draft. A stretch of L right guesses and the
+wrong one after it are L + 1 tokens, written in ceil((L + 1) / (k + 1)) rounds of k guesses. A stretch that the text's end
+cut is L tokens in L / (k + 1) rounds. A token that nobody guessed, as after a whole draft that was right, counts as right:
+that errs upwards, save for the longest draft.
 
 The bound is the largest of these over the settings that ran. It keeps one length for the whole text: a drafter that knows
 where to stop can be faster.
@@ -191,11 +191,9 @@ def bound(all_series: Sequence[Series]) -> dict[str, Any] | None:
 
 
 def _bound_of(series: Series, runs: Sequence[tuple[int, bool]]) -> float:
-    if not series.draft:
-        took = _median((s.base_s + s.aligned_s) / s.base_passes for s in series.samples.values() if s.base_passes)
-        return 1 / took if took else math.nan
-    took = (base_pass(series) or math.nan) + series.draft * (aligned_pass(series) or 0.0)
-    return tokens_per_round(runs, series.draft) / took
+    took = _median((s.base_s + s.aligned_s) / s.base_passes for s in series.samples.values() if s.base_passes)
+    tokens = tokens_per_round(runs, series.draft) if series.draft else 1.0
+    return tokens / took if took else math.nan
 
 
 # ---- The advice ---------------------------------------------------------------------------------------------------------
@@ -240,7 +238,7 @@ def _advice_of_auto(auto: Series, fixed: Series, base: Series, speeds: dict[str,
 def _cost(series: Series, base: Series, times: float) -> str:
     both = [repeat for repeat in series.samples if repeat in base.samples]
     took, alone = (1000 * statistics.median(1 / s.samples[repeat].speed for repeat in both) for s in (series, base))
-    return f"wrote {times:.2f} times as fast as the base alone ({took:.3g} ms a token instead of {alone:.3g})"
+    return f"wrote {times:.2f} times as fast as the base alone ({_figure(took)} ms a token instead of {_figure(alone)})"
 
 
 def _wrong(all_series: Sequence[Series]) -> str:
@@ -262,7 +260,7 @@ def rows(report: dict[str, Any], wide: bool) -> list[list[str]]:
     if limit is not None:
         base = next((entry["tokens_per_second"] for entry in report["series"] if entry["name"] == BASE), None)
         times = _fixed(limit["tokens_per_second"] / base["median"], 2) if base else "-"
-        found.append(["bound", _speed(limit["tokens_per_second"]), times, *["-"] * 4])
+        found.append(["bound", _figure(limit["tokens_per_second"]), times, *["-"] * 4])
     return found
 
 
@@ -283,7 +281,7 @@ def _spread(value: dict[str, Any], digits: int) -> str:
     return f"{value['median']:.{digits}f} ({value['least']:.{digits}f}-{value['greatest']:.{digits}f})"
 
 
-def _speed(value: float) -> str:
+def _figure(value: float) -> str:
     return _fixed(value, 1 if value < 100 else 0)
 
 
