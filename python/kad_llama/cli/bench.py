@@ -322,6 +322,8 @@ def _cautions(found: dict[str, Any]) -> list[str]:
             f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least. Something else was "
             "running, or the machine slowed down: measure again when it is idle."
         )
+    if found["repeats"] == 1:
+        told.append("Caution: one repeat shows no spread; give --repeats 5.")
     if found["interrupted"]:
         told.append("Interrupted: this is what was measured until then.")
     if not found["repeats"]:

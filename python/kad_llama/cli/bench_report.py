@@ -6,7 +6,7 @@ The bound is the speed that the measured passes and guesses allow when drawing c
 
 Seconds per round are (base_s + aligned_s) / base_passes of a run, the median over the repeats: B(k + 1) + a A, with B(n) the
 time of a base pass of n tokens, A that of an aligned pass and a their number in a round, all as runs with draft k had them
-(the reference model's time is counted with the base's). A round of a plain or lazy run writes one token.
+(the reference model's time is counted with the base's). A plain or lazy run has a round for every token.
 
 With draft k it writes E(k) in the mean. Whether the guess at a position is right does not depend on the draft length: it is
 the same draw by the same coin. So E(k) follows from the runs with the longest draft. A stretch of L right guesses and the
@@ -191,9 +191,16 @@ def bound(all_series: Sequence[Series]) -> dict[str, Any] | None:
 
 
 def _bound_of(series: Series, runs: Sequence[tuple[int, bool]]) -> float:
-    took = _median((s.base_s + s.aligned_s) / s.base_passes for s in series.samples.values() if s.base_passes)
+    took = _median(
+        (s.base_s + s.aligned_s) / _rounds(s, series.draft) for s in series.samples.values() if s.base_passes
+    )
     tokens = tokens_per_round(runs, series.draft) if series.draft else 1.0
     return tokens / took if took else math.nan
+
+
+def _rounds(sample: Sample, draft: int) -> int:
+    """Return how many rounds a run had; the prompt left a plain run its first one without a pass."""
+    return sample.base_passes if draft else sample.tokens
 
 
 # ---- The advice ---------------------------------------------------------------------------------------------------------
