@@ -87,7 +87,7 @@ def series(name: str, flag: str, draft: int, *samples: Sample) -> Series:
     return Series(name, flag, draft, 0, dict(enumerate(samples, start=1)))
 
 
-PLAIN = series("plain", "--no-spec", 0, Sample(10, 1.25, 1.0, 10, 0.2, 10))
+PLAIN = series("plain", "--no-spec", 0, Sample(10, 1.25, 1.0, 9, 0.2, 9))
 THREE = series("draft 3", "--draft 3", 3, Sample(8, 0.6, 0.4, 2, 0.16, 8, 8, 6, guesses("rrrcrrrc")))
 ONE = series("draft 1", "--draft 1", 1, Sample(8, 0.7, 0.52, 4, 0.12, 6, 4, 4, guesses("rnrnrnrn")))
 QUICK = series("auto", "--draft auto", 0, Sample(8, 0.65, 0.4, 2, 0.16, 8))
@@ -98,7 +98,7 @@ def test_bound_by_hand() -> None:
     assert found is not None
     assert found["settings"] == pytest.approx(
         {
-            "plain": 1 / 0.12,
+            "plain": 10 / 1.2,  # the prompt's row was there: ten tokens of nine passes
             "draft 1": 2 / (0.13 + 1.5 * 0.02),  # the stretches of draft 3: eight tokens in four rounds
             "draft 3": 4 / (0.2 + 4 * 0.02),
         }
@@ -109,7 +109,7 @@ def test_bound_by_hand() -> None:
 
 
 def test_bound_takes_medians_of_the_repeats() -> None:
-    slow = Sample(10, 9.0, 8.0, 10, 0.9, 10)
+    slow = Sample(10, 9.0, 8.0, 9, 0.9, 9)
     three = series("plain", "--no-spec", 0, *PLAIN.samples.values(), slow, *PLAIN.samples.values())
     found = bound([three])
     assert found is not None and found["tokens_per_second"] == pytest.approx(1 / 0.12)
@@ -136,10 +136,12 @@ def test_sample_of_a_run() -> None:
 
 
 def test_variation() -> None:
-    steady = series("plain", "--no-spec", 0, Sample(10, 1.0), Sample(10, 1.5))
-    other = series("lazy", "--draft 0", 0, Sample(10, 1.0), Sample(10, 2.5))
-    assert bench_report.variation([steady, other, ONE]) == pytest.approx(2.0)
-    assert bench_report.variation([ONE]) is None
+    plain = series("plain", "--no-spec", 0, Sample(10, 1.0), Sample(10, 1.5))
+    alone = series("base alone", "", 0, Sample(10, 2.5), Sample(10, 1.0), Sample(10, 2.0))
+    lazy = series("lazy", "--draft 0", 0, Sample(10, 1.0), Sample(10, 9.0))  # the text's doing, it may be
+    assert bench_report.variation([plain, lazy, ONE]) == pytest.approx(1.5)
+    assert bench_report.variation([alone, plain, lazy, ONE]) == pytest.approx(2.5)
+    assert bench_report.variation([PLAIN, lazy]) is None
 
 
 def test_entry() -> None:
@@ -501,10 +503,16 @@ def test_short_texts_are_not_counted(fake: type[BenchEngine], capsys: Capture) -
     assert next(s["tokens"] for s in found["series"] if s["name"] == "auto") == 8
 
 
+def test_caution_of_one_repeat(fake: type[BenchEngine], capsys: Capture) -> None:
+    for repeats, told in (("1", True), ("2", False)):
+        assert main([*LINE[:-1], repeats]) == 0
+        assert ("Caution: one repeat shows no spread; give --repeats 5." in capsys.readouterr().out) == told
+
+
 def test_caution_where_speeds_vary(fake: type[BenchEngine], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(bench, "UNSTEADY", 0.99)
     assert main(LINE) == 0
-    assert "Caution: the greatest speed of a setting is 1.0 times its least." in capsys.readouterr().out
+    assert "Caution: the same work went up to 1.0 times as fast" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

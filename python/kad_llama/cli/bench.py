@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kad_llama.cli import answer, bench_report, output
 from kad_llama.cli import arguments as flags
-from kad_llama.cli.bench_report import ALIGNED, AUTO, BASE, MIB, Sample, Series
+from kad_llama.cli.bench_report import ALIGNED, AUTO, BASE, MIB, PLAIN, Sample, Series
 from kad_llama.errors import ContextError, InvalidArgumentError, KadError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WIDE = 98  # columns of the table with everything in it
 LINE = 100  # and of the lines below it
-UNSTEADY = 1.25  # greatest speed over least, of the same setting: more is not the text's doing
+UNSTEADY = 1.25  # greatest speed over least of the same work: an idle machine stays below
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def sample_of(tokens: Sequence[Any], stats: Stats) -> Sample:
 def settings(drafts: Sequence[int | str]) -> list[tuple[Series, dict[str, Any], str]]:
     """Return the ways to run a pair: name and flag, keywords of KadLlama.generate(), and the Stats.mode of each."""
     found: list[tuple[Series, dict[str, Any], str]] = [
-        (Series("plain", "--no-spec"), {"spec": False}, "plain"),
+        (Series(PLAIN, "--no-spec"), {"spec": False}, "plain"),
         (Series("lazy", "--draft 0"), {"draft": 0}, "lazy"),
     ]
     for draft in sorted({draft for draft in drafts if isinstance(draft, int)}):
@@ -319,9 +319,11 @@ def _cautions(found: dict[str, Any]) -> list[str]:
         )
     if found["variation"] is not None and found["variation"] > UNSTEADY:
         told.append(
-            f"Caution: the greatest speed of a setting is {found['variation']:.1f} times its least. Something else was "
-            "running, or the machine slowed down: measure again when it is idle."
+            f"Caution: the same work went up to {found['variation']:.1f} times as fast in one repeat as in another. "
+            "Something else was running, or the machine slowed down: measure again when it is idle."
         )
+    if found["repeats"] == 1:
+        told.append("Caution: one repeat shows no spread; give --repeats 5.")
     if found["interrupted"]:
         told.append("Interrupted: this is what was measured until then.")
     if not found["repeats"]:

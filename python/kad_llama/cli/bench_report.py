@@ -6,7 +6,7 @@ The bound is the speed that the measured passes and guesses allow when drawing c
 
 Seconds per round are (base_s + aligned_s) / base_passes of a run, the median over the repeats: B(k + 1) + a A, with B(n) the
 time of a base pass of n tokens, A that of an aligned pass and a their number in a round, all as runs with draft k had them
-(the reference model's time is counted with the base's). A round of a plain or lazy run writes one token.
+(the reference model's time is counted with the base's). A plain or lazy run has a round for every token.
 
 With draft k it writes E(k) in the mean. Whether the guess at a position is right does not depend on the draft length: it is
 the same draw by the same coin. So E(k) follows from the runs with the longest draft. A stretch of L right guesses and the
@@ -26,9 +26,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ALIGNED", "AUTO", "BASE", "Sample", "Series", "advice", "bound", "entry", "rows"]
+__all__ = ["ALIGNED", "AUTO", "BASE", "PLAIN", "Sample", "Series", "advice", "bound", "entry", "rows"]
 
-BASE, ALIGNED, AUTO = "base alone", "aligned alone", "auto"
+BASE, ALIGNED, PLAIN, AUTO = "base alone", "aligned alone", "plain", "auto"
 HEADER = ("run", "tokens/s", "times base alone", "right", "per pass", "outside", "MiB")
 NARROW = ("run", "tokens/s", "times", "right", "/pass", "outside", "MiB")
 MOSTLY_WRONG = 0.5
@@ -131,9 +131,13 @@ def aligned_pass(series: Series) -> float | None:
 
 
 def variation(all_series: Iterable[Series]) -> float | None:
-    """Return how many times its least speed a candidate's greatest is, the median of all; None of single runs."""
-    speeds = [[sample.speed for sample in series.samples.values()] for series in all_series]
-    return _median(max(values) / min(values) for values in speeds if len(values) > 1)
+    """Return how many times its least speed a greatest is, at worst; None of single runs.
+
+    Of the models alone and of plain runs: their speed does not depend on what is written, so that only the machine is left.
+    """
+    steady = [series for series in all_series if not series.of_the_pair or series.name == PLAIN]
+    speeds = [[sample.speed for sample in series.samples.values()] for series in steady]
+    return max((max(values) / min(values) for values in speeds if len(values) > 1), default=None)
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -191,9 +195,16 @@ def bound(all_series: Sequence[Series]) -> dict[str, Any] | None:
 
 
 def _bound_of(series: Series, runs: Sequence[tuple[int, bool]]) -> float:
-    took = _median((s.base_s + s.aligned_s) / s.base_passes for s in series.samples.values() if s.base_passes)
+    took = _median(
+        (s.base_s + s.aligned_s) / _rounds(s, series.draft) for s in series.samples.values() if s.base_passes
+    )
     tokens = tokens_per_round(runs, series.draft) if series.draft else 1.0
     return tokens / took if took else math.nan
+
+
+def _rounds(sample: Sample, draft: int) -> int:
+    """Return how many rounds a run had; the prompt left a plain run its first one without a pass."""
+    return sample.base_passes if draft else sample.tokens
 
 
 # ---- The advice ---------------------------------------------------------------------------------------------------------
