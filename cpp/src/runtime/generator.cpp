@@ -143,6 +143,7 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         // Under implicit-reward the base's chain acts on log pi, and the reference does not speak.
         const bool speaks = role == KAD_ROLE_ALIGNED || (role == KAD_ROLE_BASE && !is_joint());
         reading.shaper    = speaks ? side.shaper.get() : nullptr;
+        reading.in_place  = !reading.shaper && sequence.constraints.empty();
 
         side.n_prompt = side.context.size();
         // The aligned model's rows at guesses are drawn from when the base has scored them, some passes later.
@@ -557,7 +558,7 @@ void Generator::event_row(Sequence & sequence, kad_role role, float * out) {
     if (events_.shared_ids()) {
         std::copy(now.own, now.own + events_.size(), out);
     } else {
-        events_.spread(role, now.entries.data(), out);
+        events_.spread(role, now.by_event, out);
     }
 }
 

@@ -85,6 +85,7 @@ void Speaker::store(float * logits, size_t length) {
     row.read   = false;
     row.own    = logits;
     row.pass   = stage_.passes();
+    row.over_events = false;
     stage_.events().prepare(stage_.role(), row.own);
     if (own_rows_) own_row(row);
 }
@@ -129,6 +130,8 @@ void Speaker::adopt(const Speaker & other, const std::vector<Token> & prompt) {
     Row &       ours   = at(n);
     ours.length        = n;
     ours.own           = theirs.own;
+    ours.merged        = theirs.merged;
+    ours.over_events   = theirs.over_events;
     ours.pass          = stage_.passes();
     ours.read          = false;
     own_row(ours);
@@ -192,6 +195,24 @@ bool Speaker::lacks(const std::vector<Token> & context, size_t & from) {
 
 // ---- Reading ----------------------------------------------------------------------------------------------------------
 
+// In place where that can be: a copy of a long row costs as much as reading it.
+const float * Speaker::over_events(Row & row) {
+    const EventSpace & events = stage_.events();
+    const kad_role     role   = stage_.role();
+    if (!reading_.in_place || !events.in_place(role)) return events.project(role, row.own, row.entries);
+    if (!row.over_events) events.project_in_place(role, row.own, row.merged);
+    row.over_events = true;
+    return row.own;
+}
+
+// Back over the model's own ids; what was read of it over events is then to be read again.
+void Speaker::restore_own(Row & row) {
+    if (!row.over_events) return;
+    stage_.events().restore(stage_.role(), row.own, row.merged);
+    row.over_events = false;
+    row.read        = false;
+}
+
 // One pass over the row where rule and speaker ask the same question of the same numbers; otherwise one each.
 void Speaker::read(Row & row, uint64_t event) {
     const EventSpace & events = stage_.events();
@@ -208,8 +229,9 @@ void Speaker::read(Row & row, uint64_t event) {
         spoken = row.shaped_own.data();
     }
     if (!events.shared_ids()) {
-        raw    = events.project(role, raw, row.entries);
-        spoken = reading_.shaper ? events.project(role, spoken, row.shaped_entries) : raw;
+        raw          = over_events(row);
+        spoken       = reading_.shaper ? events.project(role, spoken, row.shaped_entries) : raw;
+        row.by_event = raw;
     }
     const auto set = [&](Distribution & out, const float * logits, double temperature) {
         out.set(logits, events.entries(role), temperature, name_of(role), events.support(role));
@@ -226,7 +248,8 @@ void Speaker::read(Row & row, uint64_t event) {
     row.event = event;
 }
 
-const Distribution & Speaker::own(const Row & row) {
+const Distribution & Speaker::own(Row & row) {
+    restore_own(row);
     const bool shaped = reading_.shaper != nullptr;
     own_.set(shaped ? row.shaped_own.data() : row.own, stage_.events().row_size(stage_.role()), reading_.temperature,
              name_of(stage_.role()));

@@ -17,8 +17,11 @@ struct Row {
     std::vector<float> copy;
     bool               read  = false;
     uint64_t           event = 0; // for which it was read
-    std::vector<float> shaped_own, entries,
-        shaped_entries;   // over events (EventSpace::project), where vocabularies differ
+    std::vector<float> shaped_own;
+    std::vector<float> entries, shaped_entries; // where vocabularies differ: over events (EventSpace::project)
+    std::vector<float> merged;                  // of a row that lies over events in place: what that overwrote
+    bool               over_events = false;     // it does
+    const float *      by_event    = nullptr;   // the raw row over events
     Distribution at_rule; // who speaks: raw, at the rule's temperature
     Distribution spoken;  // how this speaker speaks: shaped, at the sampling temperature
 };
@@ -27,6 +30,7 @@ struct Reading {
     double   rule_temperature = 1; // 0: rows of this speaker are not asked by the rule
     double   temperature      = 1;
     Shaper * shaper           = nullptr; // owned by the sequence
+    bool     in_place         = false;   // no mask and no chain will ask for the raw row over ids while it is drawn from
 };
 
 struct EvaluationCount {
@@ -71,7 +75,7 @@ public:
     void  keep_row(const std::vector<Token> & context); // beyond the next pass, if it is at hand
 
     // How this model speaks over its own ids (further tokens of a character). Valid until the next call.
-    const Distribution & own(const Row & row);
+    const Distribution & own(Row & row);
 
     // A draw from it by one coin.
     Token draw_own(Row & row, double coin, double & logprob);
@@ -117,6 +121,8 @@ private:
     void  evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait);
     void  rewind(size_t keep);
     void  store(float * logits, size_t length);
+    void  restore_own(Row & row);
+    const float * over_events(Row & row);
     void  own_row(Row & row);
     void  read(Row & row, uint64_t event);
     bool  mask(const Row & row, const std::vector<uint8_t> & ok_ids);

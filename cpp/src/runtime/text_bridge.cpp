@@ -135,6 +135,7 @@ void EventSpace::list_entries() {
             if (side.id_of[e] < 0) continue;
             side.support.entry_of[e] = Token(side.support.events.size());
             side.support.events.push_back(Token(e));
+            side.entry_ids.push_back(side.id_of[e]);
         }
         side.n_entries = side.support.events.size();
     }
@@ -177,19 +178,40 @@ bool EventSpace::spells_end(const std::string & text) const {
 
 const float * EventSpace::project(kad_role role, const float * row, std::vector<float> & buffer) const {
     const Side & side = sides_[role];
-    buffer.resize(side.n_entries);
-    if (side.support.events.empty()) {
-        std::memcpy(buffer.data(), row, side.n * sizeof(float));
-    } else {
-        for (size_t i = 0; i < side.n_entries; ++i) buffer[i] = row[side.id_of[size_t(side.support.events[i])]];
+    if (in_place(role)) {
+        std::vector<float> own;
+        buffer.assign(row, row + side.n);
+        project_in_place(role, buffer.data(), own);
+        return buffer.data();
     }
+    buffer.resize(side.n_entries);
+    for (size_t i = 0; i < side.n_entries; ++i) buffer[i] = row[side.entry_ids[i]];
     for (const Token id : side.merged) {
-        const Token event = side.event_of[size_t(id)];
-        float &     sum   = buffer[size_t(side.support.events.empty() ? event : side.support.entry_of[size_t(event)])];
-        sum               = float(log_add(sum, row[id]));
-        if (side.support.events.empty()) buffer[size_t(id)] = -INFINITY;
+        float & sum = buffer[size_t(side.support.entry_of[size_t(side.event_of[size_t(id)])])];
+        sum         = float(log_add(sum, row[id]));
     }
     return buffer.data();
+}
+
+void EventSpace::project_in_place(kad_role role, float * row, std::vector<float> & own) const {
+    const Side & side = sides_[role];
+    own.clear();
+    for (const Token id : side.merged) {
+        float & sum = row[side.event_of[size_t(id)]];
+        own.push_back(sum);
+        own.push_back(row[id]);
+        sum     = float(log_add(sum, row[id]));
+        row[id] = -INFINITY;
+    }
+}
+
+// Backwards: an event that several ids were merged into gets its first value last.
+void EventSpace::restore(kad_role role, float * row, const std::vector<float> & own) const {
+    const Side & side = sides_[role];
+    for (size_t i = side.merged.size(); i-- > 0;) {
+        row[side.event_of[size_t(side.merged[i])]] = own[2 * i];
+        row[side.merged[i]]                        = own[2 * i + 1];
+    }
 }
 
 void EventSpace::spread(kad_role role, const float * entries, float * out) const {

@@ -54,6 +54,11 @@ public:
     // events: entries(role) floats, entry i of which stands for the event that support(role) tells. Equal bytes are one event
     // with summed probability. The result lies in `buffer`.
     const float *   project(kad_role role, const float * row, std::vector<float> & buffer) const;
+    // Where the entries are the ids themselves (the base's): the same in place, without a copy of the row. `own` keeps what it
+    // overwrites; restore() brings the row over ids back.
+    bool in_place(kad_role role) const { return !shared_ids_ && sides_[role].support.events.empty(); }
+    void project_in_place(kad_role role, float * row, std::vector<float> & own) const;
+    void restore(kad_role role, float * row, const std::vector<float> & own) const;
     size_t          entries(kad_role role) const { return sides_[role].n_entries; }
     const Support * support(kad_role role) const { return shared_ids_ ? nullptr : &sides_[role].support; }
     // The same over all events, with -inf where there is no entry: size() floats.
@@ -78,6 +83,7 @@ private:
         std::vector<Token> id_of;          // event -> lowest id, -1
         std::vector<Token> merged;         // ids that share their event with a lower id
         size_t             n_entries = 0;  // of a projected row
+        std::vector<Token> entry_ids;      // the lowest id of each entry, unless they are the ids themselves
         Support            support;        // which events they are
         std::vector<Token> byte_ids;       // 256, where vocabularies differ
     };
