@@ -184,7 +184,7 @@ class BaseAlone:
             loop = ModelAlone(self.base, n_ctx=N_CTX, n_threads=self.threads, temperature=temperature)
             self._loops = {temperature: loop}
         found = self._loops[temperature](self.kad.prompt(question).base_ids or [], tokens, seed)
-        return Run(found.tokens, found.seconds, found.tokens - 1, base_eval_s=found.eval_s)
+        return Run(len(found.ids), found.seconds, len(found.ids) - 1, base_eval_s=found.eval_s)
 
     def close(self) -> None:
         for loop in self._loops.values():

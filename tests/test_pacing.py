@@ -100,7 +100,7 @@ def against_best(core: law.Core, machine: str, texts: list[Text], *, lazy: bool 
     return sum(write(core, machine, texts, AUTO, lazy=lazy, clock=clock)[0]) / min(fixed) - 1
 
 
-# ---- Against the best fixed setting --------------------------------------------------------------------------------------
+# ---- Against the best fixed setting ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -147,7 +147,7 @@ def test_guesses_of_the_table_are_used_where_they_are_right(core: law.Core) -> N
     assert useless / without < 1.03
 
 
-# ---- What passes take ------------------------------------------------------------------------------------------------------
+# ---- What passes take ------------------------------------------------------------------------------------------------
 
 
 def times(core: law.Core, seen: list[tuple[int, float]]) -> list[float]:
@@ -182,7 +182,7 @@ def test_a_clock_that_stands_still(core: law.Core, clock: float) -> None:
     assert np.isfinite(seconds).all() and sum(counts[1:17]) > 0 and sum(counts[17:]) == 0
 
 
-# ---- The n-gram table --------------------------------------------------------------------------------------------------------
+# ---- The n-gram table ------------------------------------------------------------------------------------------------
 
 
 def guess(core: law.Core, events: list[int], most: int = 8) -> tuple[list[int], list[int]]:

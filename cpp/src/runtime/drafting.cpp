@@ -168,7 +168,7 @@ void Generator::lay(Sequence & sequence, kad_role role) {
     if (most > 0 && events_.ends(now.guesses.back().event)) --most;
     side.scored = most;
     if (events_.shared_ids() || most <= now.said) return;
-    const size_t n_paths = lay_paths(sequence, side, most - now.said);
+    const size_t n_paths = lay_paths(sequence, role, most - now.said);
     side.scored          = now.said;
     size_t best          = 0;
     for (size_t j = 1; j < n_paths; ++j) {
@@ -182,7 +182,8 @@ void Generator::lay(Sequence & sequence, kad_role role) {
 }
 
 // C_0, C_1, ..., C_n into paths_, as far as the context and the rows that are kept have room; their number.
-size_t Generator::lay_paths(const Sequence & sequence, Side & side, size_t n) {
+size_t Generator::lay_paths(Sequence & sequence, kad_role role, size_t n) {
+    Side & side = sequence.sides[role];
     if (paths_.size() < n + 1) paths_.resize(n + 1);
     side.ahead_tokens = *side.tokens;
     paths_[0]         = side.context;
@@ -191,7 +192,7 @@ size_t Generator::lay_paths(const Sequence & sequence, Side & side, size_t n) {
         text += sequence.now.guesses[sequence.now.said + i - 1].bytes;
         paths_[i] = paths_[i - 1];
         side.ahead_tokens->follow(text, side.n_prompt, paths_[i]);
-        const size_t most = std::min(settings_.n_ctx, side.context.size() + rows_kept(sequence) - 1);
+        const size_t most = std::min(settings_.n_ctx, side.context.size() + rows_kept(sequence, role) - 1);
         if (paths_[i].size() > most) return i;
     }
     return n + 1;

@@ -148,7 +148,7 @@ void Generator::begin(Sequence & sequence, kad_mode wanted, size_t draft) {
         side.n_prompt = side.context.size();
         // The aligned model's rows at guesses are drawn from when the base has scored them, some passes later.
         const bool drafts = role == KAD_ROLE_ALIGNED && sequence.draft > 0;
-        speaker(sequence, role).begin(reading, rows_kept(sequence), drafts);
+        speaker(sequence, role).begin(reading, rows_kept(sequence, role), drafts);
     }
     if (sequence.mode == KAD_MODE_AUTO) start_pacing(sequence);
     if (sequence.max_tokens == 0) sequence.finish = KAD_FINISH_LENGTH;
@@ -214,7 +214,7 @@ void Generator::prefill(const Texts & texts) {
 void Generator::choose_running(const Texts & texts) {
     running_.clear();
     size_t held[ROLE_COUNT] = {};
-    bool fits = true;
+    bool   fits             = true;
     for (Sequence * sequence : texts) {
         for (const kad_role role : ROLES) {
             if (!sequence->sides[role].active || !stages_[role]->model().shares_cells()) continue;

@@ -86,8 +86,11 @@ private:
     bool      is_joint() const { return rule_info(settings_.rule.kind).reference != 0; }
     Speaker & speaker(const Sequence & sequence, kad_role role) const { return stages_[role]->speaker(sequence.slot); }
 
-    // Rows that a speaker keeps: after the text and after each guess, which may be several tokens where vocabularies differ.
-    size_t rows_kept(const Sequence & sequence) const { return (events_.shared_ids() ? 1 : 4) * (sequence.draft + 2); }
+    // Rows that a speaker keeps: after the text and after each guess. Where vocabularies differ a guess may be several tokens of
+    // the base, whose rows are not copied; the aligned model's are, and a pass over more of its tokens scores fewer guesses.
+    size_t rows_kept(const Sequence & sequence, kad_role role) const {
+        return (events_.shared_ids() || role == KAD_ROLE_ALIGNED ? 1 : 4) * (sequence.draft + 2);
+    }
     void   choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) const;
     void   limit_draft(Sequence & sequence, kad_mode wanted, size_t draft) const;
     size_t choose_slot(const Sequence & sequence) const;
@@ -110,7 +113,7 @@ private:
     bool   add_guess(Sequence & sequence, Guess guess);
     void   verify(const Texts & texts);
     void   lay(Sequence & sequence, kad_role role);
-    size_t lay_paths(const Sequence & sequence, Side & side, size_t n);
+    size_t lay_paths(Sequence & sequence, kad_role role, size_t n);
     Want   want(Sequence & sequence, kad_role role);
     bool   wants_rows(Sequence & sequence);
     void   start_pacing(Sequence & sequence) const;
