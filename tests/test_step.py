@@ -58,7 +58,13 @@ def test_several_texts_at_once(core: law.Core, make: Any, slots: int) -> None:
         run = replace(make(seed), rule=rule, threshold=threshold)
         run = replace(run, temperature=(1.0, 0.7, 0.0)[seed % 3], n_ctx=(512, 40)[seed % 2])
         wanted = [step.expected(replace(run, text_number=i)) for i in range(5)]
-        for mode, draft in ((step.PLAIN, 3), (step.LAZY, 3), (step.SPECULATIVE, 2), (step.SPECULATIVE, 5), (step.AUTO, 15)):
+        for mode, draft in (
+            (step.PLAIN, 3),
+            (step.LAZY, 3),
+            (step.SPECULATIVE, 2),
+            (step.SPECULATIVE, 5),
+            (step.AUTO, 15),
+        ):
             texts = step.write_texts(core, run, mode, draft, 5, slots)
             assert [said(core, text) for text in texts] == wanted, (rule, mode, draft)
 
