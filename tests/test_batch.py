@@ -28,7 +28,8 @@ def answer(out: Generation) -> tuple[str, list[bytes], list[str], str]:
 
 @pytest.fixture(scope="module", params=["tiny_pair", "tiny_cross_pair"])
 def kad(request: pytest.FixtureRequest) -> Iterator[KadLlama]:
-    with KadLlama(*request.getfixturevalue(request.param), n_ctx=512, n_threads=1, n_parallel=3, reproducible=True) as instance:
+    files = request.getfixturevalue(request.param)
+    with KadLlama(*files, n_ctx=512, n_threads=1, n_parallel=3, reproducible=True) as instance:
         yield instance
 
 
