@@ -200,7 +200,7 @@ size_t Generator::lay_paths(Sequence & sequence, kad_role role, size_t n) {
 
 // The rows of a role from the text as it stands, and as far as the round's guesses go on from it.
 Want Generator::want(Sequence & sequence, kad_role role) {
-    Side &     side   = sequence.sides[role];
+    Side & side = sequence.sides[role];
     // More rows than are kept would overwrite the first, which is the one that is needed.
     const bool guided = sequence.now.said <= side.scored && begins_with(side.ahead, side.context) &&
                         side.ahead.size() - side.context.size() < rows_kept(sequence, role);

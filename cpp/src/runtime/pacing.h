@@ -96,8 +96,8 @@ private:
     const PassTimes & aligned_;
     const PassTimes * reference_;
 
-    Share  right_{ 0.8, 3 };      // the aligned model's guesses
-    Share  kept_right_; // the same where the base spoke
+    Share  right_{ 0.8, 3 }; // the aligned model's guesses
+    Share  kept_right_;      // the same where the base spoke
     Share  needed_{ 0.6, 3 };
     Share  bucket_[BUCKETS], table_[TABLE_CLASSES];
     double draw_s_ = 0; // per draw

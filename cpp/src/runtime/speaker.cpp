@@ -80,11 +80,11 @@ void Speaker::lost(size_t keep) {
 
 // The row is made ready where it lies, in the model's buffer, until the next pass: only rows that are needed longer are copied.
 void Speaker::store(float * logits, size_t length) {
-    Row & row  = at(length);
-    row.length = length;
-    row.read   = false;
-    row.own    = logits;
-    row.pass   = stage_.passes();
+    Row & row       = at(length);
+    row.length      = length;
+    row.read        = false;
+    row.own         = logits;
+    row.pass        = stage_.passes();
     row.over_events = false;
     stage_.events().prepare(stage_.role(), row.own);
     if (own_rows_) own_row(row);

@@ -22,15 +22,15 @@ struct Row {
     std::vector<float> merged;                  // of a row that lies over events in place: what that overwrote
     bool               over_events = false;     // it does
     const float *      by_event    = nullptr;   // the raw row over events
-    Distribution at_rule; // who speaks: raw, at the rule's temperature
-    Distribution spoken;  // how this speaker speaks: shaped, at the sampling temperature
+    Distribution       at_rule;                 // who speaks: raw, at the rule's temperature
+    Distribution       spoken;                  // how this speaker speaks: shaped, at the sampling temperature
 };
 
 struct Reading {
     double   rule_temperature = 1; // 0: rows of this speaker are not asked by the rule
     double   temperature      = 1;
     Shaper * shaper           = nullptr; // owned by the sequence
-    bool     in_place         = false;   // no mask and no chain will ask for the raw row over ids while it is drawn from
+    bool     in_place         = false; // no mask and no chain will ask for the raw row over ids while it is drawn from
 };
 
 struct EvaluationCount {
@@ -117,17 +117,17 @@ private:
     Distribution       own_;
     std::vector<float> masked_, masked_shaped_;
 
-    void  choose_reuse(const std::vector<Token> & prompt);
-    void  evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait);
-    void  rewind(size_t keep);
-    void  store(float * logits, size_t length);
-    void  restore_own(Row & row);
+    void          choose_reuse(const std::vector<Token> & prompt);
+    void          evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait);
+    void          rewind(size_t keep);
+    void          store(float * logits, size_t length);
+    void          restore_own(Row & row);
     const float * over_events(Row & row);
-    void  own_row(Row & row);
-    void  read(Row & row, uint64_t event);
-    bool  mask(const Row & row, const std::vector<uint8_t> & ok_ids);
-    Row & at(size_t length) { return rows_[length % rows_.size()]; }
-    bool  has_row(size_t length) const {
+    void          own_row(Row & row);
+    void          read(Row & row, uint64_t event);
+    bool          mask(const Row & row, const std::vector<uint8_t> & ok_ids);
+    Row &         at(size_t length) { return rows_[length % rows_.size()]; }
+    bool          has_row(size_t length) const {
         const Row & row = rows_[length % rows_.size()];
         return row.length == length && (row.pass == 0 || row.pass == stage_.passes());
     }

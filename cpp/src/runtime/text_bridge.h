@@ -53,12 +53,12 @@ public:
     // Where vocabularies differ: a prepared (perhaps shaped) row over the events that this role can say, in the order of
     // events: entries(role) floats, entry i of which stands for the event that support(role) tells. Equal bytes are one event
     // with summed probability. The result lies in `buffer`.
-    const float *   project(kad_role role, const float * row, std::vector<float> & buffer) const;
+    const float * project(kad_role role, const float * row, std::vector<float> & buffer) const;
     // Where the entries are the ids themselves (the base's): the same in place, without a copy of the row. `own` keeps what it
     // overwrites; restore() brings the row over ids back.
-    bool in_place(kad_role role) const { return !shared_ids_ && sides_[role].support.events.empty(); }
-    void project_in_place(kad_role role, float * row, std::vector<float> & own) const;
-    void restore(kad_role role, float * row, const std::vector<float> & own) const;
+    bool            in_place(kad_role role) const { return !shared_ids_ && sides_[role].support.events.empty(); }
+    void            project_in_place(kad_role role, float * row, std::vector<float> & own) const;
+    void            restore(kad_role role, float * row, const std::vector<float> & own) const;
     size_t          entries(kad_role role) const { return sides_[role].n_entries; }
     const Support * support(kad_role role) const { return shared_ids_ ? nullptr : &sides_[role].support; }
     // The same over all events, with -inf where there is no entry: size() floats.
