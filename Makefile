@@ -21,6 +21,11 @@ FOUND = $(shell $${CC:-cc} --version >/dev/null 2>&1 && $${CXX:-c++} --version >
     print(sys.version_info >= (3, 10) and os.path.exists(sysconfig.get_path("include") + "/Python.h") or "")' 2>/dev/null)
 check = $(if $(FOUND),:,$(error $(NEEDS)))
 
+# llama.cpp's AMX code crashes when GCC compiles it (ggml-org/llama.cpp#26954): the tile configuration is optimised away.
+AMX := $(if $(shell grep -s -m1 -o amx_tile /proc/cpuinfo),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+export CFLAGS := $(strip $(CFLAGS) $(AMX))
+export CXXFLAGS := $(strip $(CXXFLAGS) $(AMX))
+
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 unexport MAKEFLAGS MFLAGS # the builds that pip starts are no part of this one
 .DELETE_ON_ERROR:

@@ -6,6 +6,7 @@ The wheel holds libllama and no programs. Its source distribution holds all of l
 the package index, unpacks it into kad-llama's cache folder and builds `llama-speculative-simple` and `llama-speculative`,
 once, for some minutes. GGML's options are the ones llama-cpp-python has by default (native, OpenMP, release); CMAKE_ARGS
 is passed on, as pip does for llama-cpp-python, so that a CUDA build of one is compared with a CUDA build of the other.
+So are CFLAGS and CXXFLAGS: an Intel processor with AMX may need the flags that the README names.
 """
 
 from __future__ import annotations

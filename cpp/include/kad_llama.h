@@ -114,6 +114,11 @@ KAD_API kad_status kad_library(kad_library_info * out);
 /* KAD_OK, or KAD_LIBRARY_MISMATCH. kad_engine_open() calls it first. */
 KAD_API kad_status kad_library_check(void);
 
+/* 0 where llama.cpp's AMX code would end the process (GCC builds it wrongly, ggml-org/llama.cpp#26954): models are then loaded
+ * with use_extra_bufts = 0 unless told otherwise, and a program that loads its own should do the same. Else 1. Tried once per
+ * process, on AMX machines alone, in a child process. */
+KAD_API int32_t kad_extra_buffers_work(void);
+
 /* ---- Rules: which tokens does the base keep? -------------------------------------------------------------------- */
 
 /* t is the threshold. Most rules choose S, what the base keeps. Under the token rules roles are exchanged: the aligned model

@@ -9,6 +9,7 @@
 #include "llama.h"
 #include "params.h"
 #include "runtime/engine.h"
+#include "runtime/extra_buffers.h"
 #include "runtime/file.h"
 #include "runtime/interrupt.h"
 #include "runtime/samplers.h"
@@ -245,6 +246,8 @@ kad_status kad_library(kad_library_info * out) {
 kad_status kad_library_check(void) {
     return guarded([] { check_library(); });
 }
+
+int32_t kad_extra_buffers_work(void) { return extra_buffers_work() ? 1 : 0; }
 
 kad_status kad_file_inspect(const char * path, kad_file_info * out) {
     return guarded([&] {

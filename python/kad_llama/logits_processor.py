@@ -243,6 +243,7 @@ class _Context:
         inspect_file(path)
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = -1 if n_gpu_layers is None else n_gpu_layers
+        params.use_extra_bufts = bool(lib.kad_extra_buffers_work())
         self._loaded = llama_cpp.llama_model_load_from_file(os.fsencode(Path(path)), params)
         if not self._loaded:
             raise ModelError(f"{self.role} {os.fspath(path)!r} cannot be loaded; fetch it again")

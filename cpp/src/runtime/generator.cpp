@@ -73,10 +73,11 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
     }
     if (wanted == KAD_MODE_SPECULATIVE || wanted == KAD_MODE_AUTO) limit_draft(sequence, wanted, draft);
     if (sequence.mode == KAD_MODE_LAZY && (!rule.lazy || sequence.logprobs)) {
-        const std::string reason = rule.lazy ? std::string("log-probabilities") : "rule " + std::string(rule.name);
-        sequence.mode            = KAD_MODE_PLAIN;
+        const std::string reason =
+            rule.lazy ? std::string("log-probabilities need") : "rule " + std::string(rule.name) + " needs";
+        sequence.mode = KAD_MODE_PLAIN;
         sequence.note = (wanted == KAD_MODE_SPECULATIVE ? sequence.note + ", but " : std::string()) + reason +
-                        " need both models at every token; runs plain";
+                        " both models at every token; runs plain";
     }
 }
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "abort_guard.h"
+#include "extra_buffers.h"
 #include "llama.h"
 #include "llama_log.h"
 #include "token_table.h"
@@ -159,6 +160,7 @@ LlamaModel::LlamaModel(const ModelOptions & options, kad_role role, bool verbose
     : options_(options), role_(role) {
     llama_model_params   params  = llama_model_default_params();
     llama_context_params context = llama_context_default_params();
+    params.use_extra_bufts       = params.use_extra_bufts && extra_buffers_work();
     apply_fields(options, params, context);
     params.n_gpu_layers = options.n_gpu_layers;
     params.vocab_only   = options.vocab_only;

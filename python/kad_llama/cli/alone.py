@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp
 
+from kad_llama._binding import lib
 from kad_llama.errors import EvaluationError, ModelError, StateError
 from kad_llama.files import fields_of
 
@@ -65,6 +66,7 @@ class ModelAlone:
         self.temperature = temperature
         model, context = llama_cpp.llama_model_default_params(), llama_cpp.llama_context_default_params()
         model.n_gpu_layers = n_gpu_layers
+        model.use_extra_bufts = bool(lib.kad_extra_buffers_work())
         context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, 512, 512
         context.n_threads = context.n_threads_batch = n_threads
         context.swa_full = context.no_perf = True  # as the pair's contexts
