@@ -173,9 +173,12 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
 
 
 def _own_bars(group: Group, cells: dict[str, Cell]) -> list[tuple[str, str, str, str]]:
-    """auto against the bound."""
+    """auto against the bound, and against the best fixed setting."""
     where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
-    lines = []
+    lines = [
+        _bar(f"{where}{name}, the best fixed setting on the other half of the rounds", measured, 0.92)
+        for name, measured in results.halves(cells)
+    ]
     if found and cells[AUTO].runs:
         lines.append(_bar(f"{where}the bound ({found[1]})", cells[AUTO].speed / found[0], 0.9))
     return lines
@@ -193,12 +196,7 @@ FACTS = {
 
 def _fact_bars(store: Store) -> list[tuple[str, str, str, str]]:
     facts = {name: value for table in store.tables.values() for name, value in table["facts"].items()}
-    paced = [
-        _bar(f"{name.removeprefix('pacing ')}: auto / the best fixed setting, chosen on the other half", value, 0.92)
-        for name, value in facts.items()
-        if name.startswith("pacing ")
-    ]
-    return paced + [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
+    return [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
 
 
 # ---- Groups -----------------------------------------------------------------------------------------------------------

@@ -52,15 +52,13 @@ OUTSIDE_LENGTHS = {
 class Amount:
     """How much is measured.
 
-    Tokens per run, positions per cell, rounds that try every length of an outside program, threads, and who runs in every
-    round as long as anybody does ("" for nobody).
+    Tokens per run, positions per cell, rounds that try every length of an outside program, threads.
     """
 
     tokens: int
     positions: int
     scout: int
     threads: int
-    reference: str = BASE
 
 
 def names(given: str, rule: str, pair: str) -> list[str]:
@@ -85,8 +83,7 @@ def lacking(cells: dict[str, Cell], wanted: Sequence[str], amount: Amount) -> li
         retired = program in OUTSIDE and len(cell.runs) >= amount.scout and results.best(cells, program) != name
         if not (cell.refused or retired or enough):
             found.append(name)
-    lead = amount.reference
-    return [lead, *(name for name in found if name != lead)] if found and lead else found
+    return [BASE, *(name for name in found if name != BASE)] if found else found
 
 
 @contextlib.contextmanager
