@@ -310,8 +310,8 @@ def saving_check(core: law.Core) -> list[str]:
     return wrong
 
 
-EVENT = "const Token event   = draw_event(sequence, said);"
-DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), kept_);"
+EVENT = "const Token event = draw_event(sequence, said);"
+DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), now.kept);"
 COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
 GUESS = "row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL))"
 
@@ -323,7 +323,7 @@ STEP_MUTANTS = [
                 "runtime/generator.cpp",
                 EVENT,
                 "Token event = draw_event(sequence, said);\n"
-                "        if (i > 0 && i == guesses_.size()) {\n"
+                "        if (sequence.now.said > 0 && sequence.now.said == sequence.now.guesses.size()) {\n"
                 "            const double bonus = sequence.coins(sequence.events, PURPOSE_RESIDUAL);\n"
                 "            event = row(sequence, KAD_ROLE_BASE).spoken.draw(bonus);\n"
                 "        }",
@@ -338,7 +338,7 @@ STEP_MUTANTS = [
                 "runtime/generator.cpp",
                 DECIDE,
                 "kad_rule shared = settings_.rule;\n"
-                "    if (shared.kind == KAD_RULE_PRIMAL) shared.threshold /= double(guesses_.size() + 1);\n"
+                "    if (shared.kind == KAD_RULE_PRIMAL) shared.threshold /= double(now.guesses.size() + 1);\n"
                 "    " + DECIDE.replace("settings_.rule", "shared"),
             ),
         ),
@@ -347,15 +347,16 @@ STEP_MUTANTS = [
     Mutant(
         "guesses dropped for their value and drawn anew with fresh coins",
         (
-            ("runtime/generator.cpp", "\nnamespace kad {\n", "\nnamespace kad {\n\nstatic size_t dropped;\n"),
+            ("runtime/generator.cpp", "\nnamespace kad {\n", "\nnamespace kad {\n\nextern size_t dropped;\n"),
+            ("runtime/drafting.cpp", "\nnamespace kad {\n", "\nnamespace kad {\n\nsize_t dropped;\n"),
             (
-                "runtime/generator.cpp",
-                "guesses_.push_back(x);",
+                "runtime/drafting.cpp",
+                "if (x < 0) return false;",
                 "if (x == 1) {\n"
-                "                dropped = sequence.events + i + 1;\n"
-                "                break;\n"
-                "            }\n"
-                "            guesses_.push_back(x);",
+                "        dropped = sequence.events + now.guesses.size() + 1;\n"
+                "        return false;\n"
+                "    }\n"
+                "    if (x < 0) return false;",
             ),
             (
                 "runtime/generator.cpp",
@@ -393,8 +394,9 @@ STEP_MUTANTS = [
         (
             (
                 "runtime/speaker.cpp",
-                "masked_ = row.own;",
-                "masked_ = row.shaped_own.empty() ? row.own : row.shaped_own;",
+                "masked_.assign(row.own, row.own + ok_ids.size());",
+                "const float * from = row.shaped_own.empty() ? row.own : row.shaped_own.data();\n"
+                "    masked_.assign(from, from + ok_ids.size());",
             ),
         ),
         grammar_check,
@@ -402,8 +404,12 @@ STEP_MUTANTS = [
     Mutant(
         "a grammar that the guesses move",
         (
-            ("runtime/generator.cpp", "Constraint next = states.back().clone();", "Constraint & next = states.back();"),
-            ("runtime/generator.cpp", "states.push_back(std::move(next));", "(void) next;"),
+            (
+                "runtime/drafting.cpp",
+                "Constraint next = sequence.constraints.back().clone();",
+                "Constraint & next = sequence.constraints.back();",
+            ),
+            ("runtime/drafting.cpp", "sequence.constraints.push_back(std::move(next));", "(void) next;"),
         ),
         grammar_check,
     ),
@@ -430,7 +436,7 @@ STEP_MUTANTS = [
     ),
     Mutant(
         "a cache that forgets the guesses before they are compared",
-        (("runtime/generator.cpp", "speakers_[role]->rows(side.context, said);", "(void) said;"),),
+        (("runtime/speaker.cpp", "if (common < n) rewind(common);", "rewind(common);"),),
         saving_check,
     ),
 ]
@@ -453,10 +459,10 @@ def test_step_mutants_are_caught(step_workshop: Workshop, mutant: Mutant) -> Non
     assert mutant.check(step_workshop.build(mutant)), f"{mutant.name}: not caught"
 
 
-@pytest.mark.parametrize("guess", ["Token(i % 3)", "Token(sequence.events % 2)"])
+@pytest.mark.parametrize("guess", ["Token(event % 3)", "Token(sequence.events % 2)"])
 def test_whatever_guesses_the_text_is_the_same(step_workshop: Workshop, guess: str) -> None:
     """Not a mistake but a bad drafter: it may cost time and must not change a token."""
-    drafter = Mutant(f"guesses {guess}", (("runtime/generator.cpp", GUESS, guess),), text_check)
+    drafter = Mutant(f"guesses {guess}", (("runtime/drafting.cpp", GUESS, guess),), text_check)
     assert text_check(step_workshop.build(drafter)) == []
 
 
