@@ -362,6 +362,41 @@ def test_superseded(engine: Any) -> None:
         expect(first.step(), lib.KAD_BAD_STATE, "superseded")
 
 
+def test_an_engine_outlives_its_closing_while_a_sequence_is_open(tiny_pair: tuple[Path, Path]) -> None:
+    """The collector, or an error that holds a frame, may keep a sequence longer than its engine."""
+    params = Params(*tiny_pair)
+    ok(params.open())
+    sequence = Sequence(params.out[0])
+    ok(sequence.open())
+    place = sequence.out
+    lib.kad_engine_close(params.out[0])
+    assert lib.kad_sequence_finish(place[0]) == lib.KAD_FINISH_NONE
+    lib.kad_sequence_release(place)
+    assert place[0] == NULL
+    lib.kad_sequence_release(place)
+    lib.kad_sequence_release(NULL)
+
+
+def test_an_open_text_that_is_not_stepped_gives_way(tiny_pair: tuple[Path, Path]) -> None:
+    """Its cells are taken by those that are, and it is evaluated again when it goes on: the text it would have been."""
+    ids = [1 + i % 7 for i in range(300)]
+    params = Params(*tiny_pair, n_ctx=400, n_parallel=2)
+    ok(params.open())
+    engine = params.out[0]
+    fields = {"max_tokens": 20, "seed": 1, "mode": lib.KAD_MODE_PLAIN}
+    with Sequence(engine, ids, **fields) as alone:
+        wanted = alone.read()
+    with Sequence(engine, ids, **fields) as first:
+        ok(first.step())
+        with Sequence(engine, ids[::-1], **fields) as second:
+            assert second.read()
+            assert first.read() == wanted
+            assert lib.kad_sequence_finish(second.c) != lib.KAD_FINISH_NONE  # ended, and not closed
+        with Sequence(engine, ids[5:], **fields) as third:
+            assert third.read()
+    lib.kad_engine_close(engine)
+
+
 def test_not_a_number(tiny: Tiny, tmp_path: Path) -> None:
     import broken_files as broken
 

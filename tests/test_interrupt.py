@@ -62,7 +62,9 @@ def run(body: str, pair: tuple[Path, Path], timeout: int = 90) -> dict[str, Any]
     return result
 
 
-def test_in_prefill(slow_pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("slow", ["base", "aligned"])
+def test_in_prefill(slow_pair: tuple[Path, Path], slow: str) -> None:
+    """Also where one model's block is done when the other's is cut short."""
     result = run(
         """
 with KadLlama(base, aligned, n_ctx=8192, n_threads=1) as kad:
@@ -78,7 +80,7 @@ with KadLlama(base, aligned, n_ctx=8192, n_threads=1) as kad:
     out = stream.result
     report(waited=waited, same=fresh == after, reason=out.finish_reason, text=out.text, tokens=out.stats.tokens)
 """,
-        slow_pair,
+        slow_pair if slow == "base" else slow_pair[::-1],
     )
     assert result["waited"] < 2
     assert result["same"], "another text after the interrupt"
@@ -223,14 +225,16 @@ STORM = """
 import faulthandler, random
 faulthandler.dump_traceback_later(80, exit=True)
 dice = random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 1)
-with KadLlama(base, aligned, n_ctx=128, n_threads=1) as kad:
+with KadLlama(base, aligned, n_ctx=128, n_threads=1, n_parallel=3, reproducible=True) as kad:
     whole = kad.generate("The sky", raw=True, max_tokens=8, seed=3).text
     went = stopped = wrong = 0
     for i in range(ROUNDS):
-        signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 0.012))
         try:
             try:
-                if i % 2:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 0.012))
+                if i % 3 == 2:
+                    kad.generate_many(["The sky", "The sea", "The sand"], raw=True, max_tokens=8, seed=3)
+                elif i % 3:
                     kad.generate("The sky", raw=True, max_tokens=8, seed=3)
                 else:
                     for token in kad.stream("The sky", raw=True, max_tokens=8, seed=3):
@@ -238,9 +242,12 @@ with KadLlama(base, aligned, n_ctx=128, n_threads=1) as kad:
                 went += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             stopped += 1
-        token = None
+            partial = getattr(error, "partial", None)
+            for out in partial if isinstance(partial, list) else []:
+                wrong += out is not None and out.stats.tokens != len(out.tokens)
+        token = partial = out = None
         try:
             wrong += kad.generate("The sky", raw=True, max_tokens=8, seed=3).text != whole
         except StateError as error:
@@ -263,3 +270,22 @@ signal.signal(signal.SIGALRM, alarm)
     result = run(head + STORM.replace("ROUNDS", str(rounds)), tiny_pair)
     assert result["wrong"] == 0
     assert result["stopped"] > rounds / 20
+
+
+@pytest.mark.parametrize(
+    "call", ["generate('The sky', raw=True, seed=1)", "generate_many(['The sky'] * 3, raw=True, seed=1)"]
+)
+def test_close_in_a_signal_handler(slow_pair: tuple[Path, Path], call: str) -> None:
+    """Inside a call it lets the call end, then frees the models; it does not wait for itself."""
+    result = run(
+        f"""
+signal.signal(signal.SIGALRM, lambda *_: kad.close())
+kad = KadLlama(base, aligned, n_ctx=512, n_threads=1, n_parallel=3)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+out = kad.{call.replace("seed=1", "seed=1, max_tokens=400, spec=False")}
+tokens = [each.stats.tokens for each in (out if isinstance(out, list) else [out])]
+report(tokens=tokens, closed=kad.closed)
+""",
+        slow_pair,
+    )
+    assert min(result["tokens"]) > 0 and result["closed"]

@@ -462,7 +462,8 @@ def test_one_list_of_keywords() -> None:
     doc = KadLlama.generate.__doc__ or ""
     for method in (KadLlama.generate, KadLlama.stream):
         shown = inspect.signature(method).parameters
-        assert list(shown) == ["self", "prompt", "raw", *names]
+        own = ["n"] if method is KadLlama.generate else []
+        assert list(shown) == ["self", "prompt", "raw", *own, *names]
         assert all(shown[name].default == getattr(Settings(), name) for name in names)
     assert [
         name for name in [*names, "raw"] if not re.search(rf"^        (\w+, )*{name}(, \w+)*$", doc, re.MULTILINE)

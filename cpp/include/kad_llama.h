@@ -318,7 +318,8 @@ KAD_API kad_status kad_engine_open(const kad_engine_params * params, kad_engine 
  * for all. For hosts that do something costly first, such as kad_measure_passes(). The same results. */
 KAD_API kad_status kad_engine_check(const kad_engine_params * params);
 
-KAD_API void       kad_engine_close(kad_engine * engine); /* its sequences must be closed first */
+/* Frees the models, now or when the last of its sequences is closed. Only kad_sequence_close() may be called with these then. */
+KAD_API void       kad_engine_close(kad_engine * engine);
 
 /* Stops the evaluation that is running, from any thread: the call in progress answers KAD_INTERRUPTED as soon as
  * llama.cpp looks (on CPU within milliseconds; on other backends at the end of the pass). Nothing running: no effect; to
@@ -469,6 +470,7 @@ KAD_API int32_t kad_max_parallel(const kad_engine * engine);
 KAD_API kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * params, const int32_t * base_ids,
                                      size_t n_base, const int32_t * aligned_ids, size_t n_aligned, kad_sequence ** out);
 KAD_API void       kad_sequence_close(kad_sequence * sequence);
+KAD_API void       kad_sequence_release(kad_sequence ** sequence); /* closes it, if there is one, and makes it NULL */
 
 /* One event of the text. */
 typedef struct kad_token {

@@ -19,6 +19,7 @@ using namespace kad;
 
 struct kad_engine : Engine {
     using Engine::Engine;
+    std::atomic<size_t> users{ 1 }; // open sequences, and whoever opened the engine
 };
 
 struct kad_sequence : Sequence {
@@ -289,7 +290,11 @@ kad_status kad_engine_check(const kad_engine_params * params) {
     });
 }
 
-void kad_engine_close(kad_engine * engine) { delete engine; }
+static void leave(kad_engine * engine) {
+    if (engine && --engine->users == 0) delete engine;
+}
+
+void kad_engine_close(kad_engine * engine) { leave(engine); }
 
 void kad_engine_cancel(kad_engine * engine) {
     if (engine) engine->cancel = true;
@@ -468,13 +473,23 @@ kad_status kad_sequence_open(kad_engine * engine, const kad_sequence_params * pa
         const size_t draft =
             given.mode == KAD_MODE_AUTO ? std::min(AUTO_DRAFT, engine->generator().max_draft()) : size_t(given.draft);
         engine->generator().begin(*sequence, kad_mode(given.mode), draft);
+        ++engine->users;
         *out = sequence.release();
     });
 }
 
 void kad_sequence_close(kad_sequence * sequence) {
-    if (sequence) sequence->engine->generator().leave(*sequence);
+    if (!sequence) return;
+    kad_engine * engine = sequence->engine;
+    engine->generator().leave(*sequence);
     delete sequence;
+    leave(engine);
+}
+
+void kad_sequence_release(kad_sequence ** sequence) {
+    if (!sequence) return;
+    kad_sequence_close(*sequence);
+    *sequence = nullptr;
 }
 
 // One piece of work for each sequence. What went wrong in one of them is in its failure.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import check
+from kad_llama.errors import KadError
 from kad_llama.generation import Generation
 from kad_llama.prompts import Prompt
 from kad_llama.settings import Settings
@@ -41,9 +43,21 @@ class _Batch:
             sequences = ffi.new("kad_sequence *[]", [text.sequence for text in self._open.values()])
             let_interrupt_in(self._engine)
             check(lib.kad_step(sequences, len(sequences)))
-            for i, text in list(self._open.items()):
-                if text.take():
-                    self._end(i, interrupted=False)
+            self._take()
+
+    def _take(self) -> None:
+        """What each text said; what went wrong in one of them once all have handed over theirs."""
+        failure: KadError | None = None
+        for i, text in list(self._open.items()):
+            try:
+                ended = text.take()
+            except KadError as error:
+                failure = failure or error
+                continue
+            if ended:
+                self._end(i, interrupted=False)
+        if failure:
+            raise failure
 
     def _fill(self) -> None:
         while self._waiting and len(self._open) < lib.kad_max_parallel(self._engine):
@@ -54,6 +68,8 @@ class _Batch:
         text = self._open.pop(i)
         try:
             if interrupted:
+                with contextlib.suppress(KadError):
+                    text.take()  # what was said before the step was cut short
                 text.settle(ended=True)
             self.results[i] = text.summary(interrupted)
         finally:

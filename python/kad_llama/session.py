@@ -6,8 +6,11 @@ import contextlib
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
+from operator import methodcaller
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,7 +21,7 @@ from kad_llama import prompts
 from kad_llama._binding import ffi, lib
 from kad_llama._binding.calls import Progress, check, text
 from kad_llama.batch import Job, write_texts
-from kad_llama.errors import InvalidArgumentError, StateError
+from kad_llama.errors import ContextError, InvalidArgumentError, StateError
 from kad_llama.files import default_threads, fields_of, fill_model, measure_passes
 from kad_llama.generation import Generation
 from kad_llama.rules import RULES, c_rule
@@ -42,6 +45,9 @@ _ROLES: dict[str, int] = {
     "aligned": lib.KAD_ROLE_ALIGNED,
     "reference": lib.KAD_ROLE_REFERENCE,
 }
+
+
+_MOST_TEXTS = 65_536  # of one call
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,36 @@ class _Vocabulary:
         if kad is None:
             raise StateError("this KadLlama is gone; keep it as long as its prompts are made")
         return kad._tokenize(text, self._role, special)
+
+
+class _Turn:
+    """A call's turn with the engine: it ends when this is called or dropped. Ctrl-C may strike between any two bytecodes."""
+
+    def __init__(self, kad: KadLlama) -> None:
+        self._kad = kad
+        self._held: list[threading.Lock] = []  # the lock, while it is held
+        self.thread = threading.get_ident()
+        self.ending = False
+
+    def begin(self) -> None:
+        # Signal handlers run between bytecodes, and there is none between taking the lock and noting it.
+        lock = self._kad._lock
+        self._held.extend(compress((lock,), map(lock.acquire, (True,))))
+        self._kad._owner = self.thread
+
+    def __call__(self) -> None:
+        self.ending = True
+        if not self._held:
+            return
+        self._kad._owner = None
+        with contextlib.suppress(IndexError):  # another thread was quicker
+            # Nor between removing the note and giving the lock back.
+            deque(map(methodcaller("release"), iter(self._held.pop, None)), maxlen=0)
+        if self._kad._abandoned:
+            self._kad.close()
+
+    def __del__(self) -> None:
+        self()
 
 
 class KadLlama:
@@ -187,6 +223,7 @@ class KadLlama:
         self._using = threading.RLock()  # close() waits for short calls that need no turn
         self._owner: int | None = None
         self._abandoned = False
+        self._turn: weakref.ref[_Turn] | None = None
         self._stream: weakref.ref[Stream] | None = None
         self._paths = {"base": base, "aligned": aligned, "reference": reference}
         self._base_template = base_template
@@ -410,7 +447,7 @@ class KadLlama:
         raw
             No templates: both models go on from the text as it stands, special-token spellings read as tokens.
         n
-            Write n answers at once, 1 or more: a list. They are texts number `text_number`, `text_number` + 1, ... of the
+            Write n answers at once, 1 to 65,536: a list. They are texts number `text_number`, `text_number` + 1, ... of the
             seed; `n_parallel` of them at a time share the passes of both models.
         max_tokens
             Most events, 0 or more; a character made of several tokens is one event.
@@ -466,8 +503,8 @@ class KadLlama:
             stays usable. This and every error in mid-text has the text so far as its attribute `partial`, a `Generation`.
         """
         if n is not None:
-            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-                raise InvalidArgumentError(f"n is {n!r}; expected a whole number of at least 1")
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= _MOST_TEXTS:
+                raise InvalidArgumentError(f"n is {n!r}; expected a whole number from 1 to {_MOST_TEXTS}")
             return self.generate_many([prompt] * int(n), raw=raw, **settings)
         stream = self.stream(prompt, raw=raw, **settings)
         try:
@@ -510,10 +547,20 @@ class KadLlama:
         jobs: list[Job] = []
         for i, prompt in enumerate(prompts):
             same = i > 0 and prompt is prompts[i - 1]
-            built = jobs[-1].prompt if same else self.prompt(prompt, raw)
+            built = jobs[-1].prompt if same else self._fitting(self.prompt(prompt, raw), i)
             number = replace(settings, text_number=(settings.text_number + i) % 2**64)
             jobs.append(Job(built, number, seed))
         return jobs
+
+    def _fitting(self, prompt: prompts.Prompt, i: int) -> prompts.Prompt:
+        """The prompt, where it fits: of several texts the last is opened when the first are long under way."""
+        for model, ids, role in ((self.base, prompt.base_ids, "base"), (self.aligned, prompt.aligned_ids, "aligned")):
+            if model is not None and ids is not None and len(ids) > model.n_ctx:
+                raise ContextError(
+                    f"prompt {i} has {len(ids)} tokens for the {role} model, but the context holds {model.n_ctx}; "
+                    "shorten the prompt or raise n_ctx"
+                )
+        return prompt
 
     @show_settings
     def stream(self, prompt: Messages, *, raw: bool = False, **settings: Unpack[Keywords]) -> Stream:
@@ -635,29 +682,22 @@ class KadLlama:
 
     # ---- One call at a time -----------------------------------------------------------------------------------------
 
-    def _acquire(self) -> Callable[[], None]:
+    def _acquire(self) -> _Turn:
         """Wait for this thread's turn; return what ends it. That does nothing the second time."""
         if self._owner == threading.get_ident():
             raise StateError(
                 "a stream of this KadLlama is open in this thread; read it to its end, close() it, or use it in a with block"
             )
-        turn = [self._lock]
-
-        def release() -> None:
-            # pop() gives the lock to one caller only, wherever Ctrl-C strikes.
-            with contextlib.suppress(IndexError):
-                lock = turn.pop()
-                self._owner = None
-                lock.release()
-                if self._abandoned:
-                    self.close()
-
-        self._lock.acquire()
-        self._owner = threading.get_ident()
+        left = self._turn() if self._turn is not None else None
+        if left is not None and left.ending and left.thread == threading.get_ident():
+            left()  # Ctrl-C kept it from ending
+        turn = _Turn(self)
+        self._turn = weakref.ref(turn)
+        turn.begin()
         if self._engine == ffi.NULL:
-            release()
+            turn()
             self._need_open()
-        return release
+        return turn
 
     def _need_open(self) -> None:
         if self._engine == ffi.NULL:
@@ -669,11 +709,17 @@ class KadLlama:
         return bool(self._engine == ffi.NULL)
 
     def close(self) -> None:
-        """Free both models. May be called again; waits for a call in another thread, closes a stream open in this one."""
+        """Free both models. May be called again; waits for a call in another thread, closes a stream open in this one.
+
+        In a signal handler that runs inside a call of this thread it lets that call end first.
+        """
         if self._owner == threading.get_ident():
             stream = self._stream() if self._stream is not None else None
-            if stream is not None:
+            if stream is not None and not stream.busy:
                 stream.close()
+        if self._owner == threading.get_ident():
+            self._abandoned = True  # a signal handler inside a call: the end of the call closes
+            return
         with self._lock, self._using:
             engine, self._engine = self._engine, ffi.NULL
             lib.kad_engine_close(engine)

@@ -84,7 +84,10 @@ class Text:
         self._engine = engine
         self._settings = settings
         self._seed = seed
-        self.sequence: Any = ffi.NULL
+        # Whatever Ctrl-C cuts short, the sequence is closed with this object: it is known here as soon as it is open, and
+        # closing and forgetting it is one call.
+        self._place: Any = ffi.new("kad_sequence **")
+        self._guard: Any = ffi.gc(self._place, lib.kad_sequence_release)
         self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
         self.ready: deque[Token] = deque()  # to be handed out
         self._held: deque[tuple[Token, int]] = deque()  # with the text's length in bytes after each
@@ -119,10 +122,13 @@ class Text:
         grammar = ffi.NULL if chosen.grammar is None else ffi.new("char[]", chosen.grammar.encode())
         params.grammar = grammar
         base, aligned = (ffi.new("int32_t[]", ids or []) for ids in (prompt.base_ids, prompt.aligned_ids))
-        out = ffi.new("kad_sequence **")
-        check(lib.kad_sequence_open(self._engine, params, base, len(base), aligned, len(aligned), out))
-        self.sequence = out[0]
+        check(lib.kad_sequence_open(self._engine, params, base, len(base), aligned, len(aligned), self._place))
         del alive
+
+    @property
+    def sequence(self) -> Any:
+        """The open sequence; NULL after `close`."""
+        return self._place[0]
 
     def take(self, count: int | None = None) -> bool:
         """Take over what was said: `count` tokens in the buffer, or what the engine has. True when the text has ended."""
@@ -145,8 +151,7 @@ class Text:
 
     def close(self) -> None:
         """Give up the sequence; what was written stays."""
-        sequence, self.sequence = self.sequence, ffi.NULL
-        lib.kad_sequence_close(sequence)
+        lib.kad_sequence_release(self._place)
 
     def _hold(self, said: Any) -> None:
         self._bytes += said.n_bytes
@@ -240,6 +245,7 @@ class Stream:
         self._release: Callable[[], None] | None = None
         self._result: Generation | None = None
         self._open = False
+        self._stepping = False
         self._text = Text(engine, prompt, settings, seed_of(settings))
         self._open = True
         self._release = release
@@ -259,9 +265,15 @@ class Stream:
                 self._step()
             return self._text.ready.popleft()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step is under way, as a signal handler finds it."""
+        return self._stepping
+
     def _step(self) -> None:
         """One piece of work: a block of the prompt, or one round."""
         try:
+            self._stepping = True
             let_interrupt_in(self._engine)
             status = self._text.step()
             if status == lib.KAD_INTERRUPTED and self._closing:
@@ -271,6 +283,8 @@ class Stream:
         except BaseException:
             self._end(interrupted=True)
             raise
+        finally:
+            self._stepping = False
         if ended:
             self._end(interrupted=False)
 
@@ -322,19 +336,18 @@ class Stream:
             self._lock.release()
 
     def _end(self, interrupted: bool) -> None:
-        if not self._open:
-            return
         try:
-            if interrupted:
-                self._text.settle(ended=True)
-            self._result = self._text.summary(interrupted)
+            if self._open:
+                if interrupted:
+                    self._text.settle(ended=True)
+                self._result = self._text.summary(interrupted)
         finally:
+            # All of it may be done again, where Ctrl-C cut it short.
             with self._ending:
                 self._open = False
             self._text.close()
             if self._release is not None:
-                release, self._release = self._release, None
-                release()
+                self._release()
 
     @property
     def stats(self) -> Stats:

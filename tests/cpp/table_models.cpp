@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "errors.h"
 #include "runtime/generator.h"
@@ -65,7 +66,8 @@ using namespace kad;
 
 class TableModel : public LanguageModel, public Vocabulary {
 public:
-    TableModel(const table_model & table, size_t n_ctx, size_t n_slots) : table_(table), n_ctx_(n_ctx), held_(n_slots) {
+    TableModel(const table_model & table, size_t n_ctx, size_t n_slots)
+        : table_(table), n_ctx_(n_ctx), held_(n_slots), cells_(n_slots) {
         for (int32_t i = 0; i < table.n_vocab; ++i) words_.emplace_back(table.bytes[i], size_t(table.n_bytes[i]));
     }
 
@@ -88,6 +90,7 @@ public:
                 throw Error(KAD_INTERNAL_ERROR, "a pass out of step");
             slots |= size_t(1) << piece.slot;
             held.insert(held.end(), piece.tokens, piece.tokens + piece.n);
+            while (cells_[piece.slot].size() < held.size()) cells_[piece.slot].push_back(n_cells_++);
             for (size_t i = piece.n - piece.n_rows; i < piece.n; ++i)
                 rows_.push_back(row_after(held, piece.at + i + 1));
             n += piece.n;
@@ -101,10 +104,12 @@ public:
         if (keep > held_.at(slot).size() || (keep > 0 && !can_rewind()))
             throw Error(KAD_INTERNAL_ERROR, "a rewind out of step");
         held_[slot].resize(keep);
+        cells_[slot].resize(keep);
     }
     void copy(size_t from, size_t to, size_t n) override {
         if (!held_.at(to).empty() || n > held_.at(from).size()) throw Error(KAD_INTERNAL_ERROR, "a copy out of step");
         held_[to].assign(held_[from].begin(), held_[from].begin() + ptrdiff_t(n));
+        cells_[to].assign(cells_[from].begin(), cells_[from].begin() + ptrdiff_t(n));
     }
 
     size_t              size() const override { return words_.size(); }
@@ -126,16 +131,18 @@ public:
     }
 
 private:
-    const table_model &             table_;
-    size_t                          n_ctx_;
-    std::vector<std::string>        words_;
-    std::vector<std::vector<Token>> held_; // by slot
-    std::vector<std::vector<float>> rows_;
+    const table_model &              table_;
+    size_t                           n_ctx_;
+    std::vector<std::string>         words_;
+    std::vector<std::vector<Token>>  held_;  // by slot
+    std::vector<std::vector<size_t>> cells_; // by slot: where its tokens lie; slots share what was copied
+    size_t                           n_cells_ = 0;
+    std::vector<std::vector<float>>  rows_;
 
     size_t total() const {
-        size_t n = 0;
-        for (const auto & held : held_) n += held.size();
-        return n;
+        std::set<size_t> used;
+        for (const auto & cells : cells_) used.insert(cells.begin(), cells.end());
+        return used.size();
     }
     std::vector<float> row_after(const std::vector<Token> & held, size_t length) const {
         const size_t  which = (length % size_t(table_.period)) * words_.size() + size_t(held.at(length - 1));

@@ -162,7 +162,7 @@ Row & Generator::row(Sequence & sequence, kad_role role) {
 // ---- Prompts ----------------------------------------------------------------------------------------------------------
 
 // A block of each model's prompt: both are given to the backend before either is waited for.
-bool Generator::prefill(Sequence & sequence) {
+bool Generator::prefill(Sequence & sequence) try {
     bool done = true;
     for (const kad_role role : ROLES) {
         if (sequence.sides[role].active) speaker(sequence, role).start_block(sequence.sides[role].context);
@@ -178,6 +178,12 @@ bool Generator::prefill(Sequence & sequence) {
         sequence.prompt_eval_s[role] = speaker(sequence, role).count.seconds;
     }
     return sequence.prefilled = true;
+} catch (...) {
+    // One model was interrupted while the other's block was under way.
+    for (const auto & stage : stages_) {
+        if (stage) stage->settle();
+    }
+    throw;
 }
 
 // What another slot holds of this prompt is taken over. Not in reproducible runs: each text's prompt is its own there.
@@ -192,7 +198,7 @@ void Generator::adopt_prompt(Sequence & sequence) {
             const size_t common = stages_[role]->speaker(slot).common_prefix(side.context);
             if (common > most) best = slot, most = common;
         }
-        own.adopt(stages_[role]->speaker(best), side.context);
+        if (most > 0) own.adopt(stages_[role]->speaker(best), side.context);
     }
 }
 
@@ -210,16 +216,31 @@ void Generator::prefill(const Texts & texts) {
 
 // ---- A step -----------------------------------------------------------------------------------------------------------
 
-// Texts that are ready for a round, as many as the cells hold: where slots share them the last ones wait, and their cells may
-// be taken.
+// The cells that a text takes beyond those that it shares, or will share, with the texts that run already.
+size_t Generator::cells_for(const Sequence & sequence, kad_role role) const {
+    const Side &    side   = sequence.sides[role];
+    const Speaker & own    = speaker(sequence, role);
+    size_t          shared = 0;
+    for (const Sequence * other : running_) {
+        const Speaker & theirs = speaker(*other, role);
+        shared = std::max(shared, own.started() ? own.shares(theirs) : theirs.common_prefix(side.context));
+    }
+    return side.context.size() - std::min(shared, side.context.size()) + 4 * (sequence.draft + 2);
+}
+
+// Texts that are ready for a round, as many as the cells hold: where slots share them the last ones wait. The cells of those
+// that wait, and of open texts that are not among these, may be taken.
 void Generator::choose_running(const Texts & texts) {
     running_.clear();
+    for (const auto & stage : stages_) {
+        for (size_t slot = 0; stage && slot < occupants_.size(); ++slot) stage->speaker(slot).set_idle(true);
+    }
     size_t held[ROLE_COUNT] = {};
     bool   fits             = true;
     for (Sequence * sequence : texts) {
         for (const kad_role role : ROLES) {
             if (!sequence->sides[role].active || !stages_[role]->model().shares_cells()) continue;
-            held[role] += sequence->sides[role].context.size() + 4 * (sequence->draft + 2);
+            held[role] += cells_for(*sequence, role);
             fits = fits && (running_.empty() || held[role] <= settings_.n_ctx);
         }
         for (const kad_role role : ROLES) {
@@ -554,6 +575,7 @@ void Generator::event_row(Sequence & sequence, kad_role role, float * out) {
     if (!sequence.sides[role].active) {
         throw Error(KAD_INVALID_ARGUMENT, "this run has no rows of the " + std::string(role_name(role)) + " model");
     }
+    choose_running({ &sequence });
     while (!sequence.prefilled) prefill(sequence);
     const Row & now = row(sequence, role);
     if (events_.shared_ids()) {

@@ -96,11 +96,12 @@ private:
     size_t choose_slot(const Sequence & sequence) const;
     void   take_slot(Sequence & sequence);
 
-    void prefill(const Texts & texts);
-    bool prefill(Sequence & sequence);
-    void adopt_prompt(Sequence & sequence);
-    void choose_running(const Texts & texts);
-    void round(const Texts & texts);
+    void   prefill(const Texts & texts);
+    bool   prefill(Sequence & sequence);
+    void   adopt_prompt(Sequence & sequence);
+    size_t cells_for(const Sequence & sequence, kad_role role) const;
+    void   choose_running(const Texts & texts);
+    void   round(const Texts & texts);
 
     // drafting.cpp: where guesses come from, and the passes that score them.
     void   begin_round(Sequence & sequence, size_t n_texts);

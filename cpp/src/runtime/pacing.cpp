@@ -9,7 +9,7 @@ static constexpr double HALF_LIFE = 40; // events
 static constexpr double AGREES =
     0.9; // how often the aligned model is taken to agree with a base that was not compared with it
 static constexpr double MARGINAL =
-    0.4; // of a pass of one token: what a further token is taken to cost before it was seen
+    0.3; // of a pass of one token: what a further token is taken to cost before it was seen
 
 // ---- What passes take -------------------------------------------------------------------------------------------------
 

@@ -272,6 +272,7 @@ std::vector<Said> Generator::score_text(Sequence & sequence, const std::vector<G
     const auto        start = Clock::now();
     std::vector<Said> out;
     if (events.empty()) return out;
+    choose_running({ &sequence });
     while (!prefill(sequence)) {
     }
     sequence.prompt_s    = passed(start);

@@ -19,6 +19,12 @@ void Speaker::begin(const Reading & reading, size_t keep_rows, bool own_rows) {
     this->keep_rows(keep_rows);
     for (Row & row : rows_) {
         row.read = false;
+        // The next reading may ask for the row over ids. One whose buffer was overwritten is gone.
+        if (row.over_events && row.length > 0 && has_row(row.length)) {
+            restore_own(row);
+        } else if (row.over_events) {
+            row.length = 0;
+        }
         // A row after generated tokens may come from another pass than the one a fresh run would make.
         if (stage_.reproducible()) row.length = 0;
     }
@@ -48,7 +54,8 @@ void Speaker::rewind(size_t keep) {
     if (!model().can_rewind()) keep = 0;
     tokens_.resize(keep);
     model().drop(slot_, keep);
-    blocks_ = std::min(blocks_, keep / BLOCK * BLOCK);
+    n_shared_ = std::min(n_shared_, keep);
+    blocks_   = std::min(blocks_, keep / BLOCK * BLOCK);
     for (Row & row : rows_) {
         if (row.length > keep) row.length = 0;
     }
@@ -73,6 +80,7 @@ void Speaker::lost(size_t keep) {
     if (!model().can_rewind()) keep = 0;
     model().drop(slot_, keep);
     tokens_.resize(keep);
+    n_shared_ = std::min(n_shared_, keep);
     if (keep > 0) return;
     blocks_ = 0;
     for (Row & row : rows_) row.length = 0;
@@ -104,6 +112,14 @@ void Speaker::own_rows() {
     }
 }
 
+// A text whose prompt was evaluated may wait while others go on.
+void Speaker::keep_prompt_row() {
+    if (n_prompt_ > 0 && tokens_.size() == n_prompt_ && has_row(n_prompt_)) own_row(at(n_prompt_));
+}
+
+// A row of the prompt comes out of the pass over its whole block in reproducible runs, never out of a pass of its own.
+size_t Speaker::last_block() const { return stage_.reproducible() ? (n_prompt_ - 1) / BLOCK * BLOCK : n_prompt_ - 1; }
+
 void Speaker::choose_reuse(const std::vector<Token> & prompt) {
     const size_t n = prompt.size(), common = common_prefix(prompt);
     if (stage_.reproducible()) {
@@ -119,12 +135,19 @@ void Speaker::choose_reuse(const std::vector<Token> & prompt) {
     started_ = true;
 }
 
-void Speaker::adopt(const Speaker & other, const std::vector<Token> & prompt) {
+void Speaker::adopt(Speaker & other, const std::vector<Token> & prompt) {
     const size_t n = std::min(other.common_prefix(prompt), prompt.size());
     if (&other == this || n <= common_prefix(prompt)) return;
     rewind(0);
     model().copy(other.slot_, slot_, n);
     tokens_.assign(prompt.begin(), prompt.begin() + ptrdiff_t(n));
+    if (other.n_shared_ == 0) {
+        other.share_    = stage_.new_share();
+        other.n_shared_ = n;
+    }
+    // What goes beyond the other's own share is counted twice, which is safe.
+    share_    = other.share_;
+    n_shared_ = std::min(n, other.n_shared_);
     if (n < prompt.size() || !other.has_row(n)) return;
     const Row & theirs = other.rows_[n % other.rows_.size()];
     Row &       ours   = at(n);
@@ -137,12 +160,16 @@ void Speaker::adopt(const Speaker & other, const std::vector<Token> & prompt) {
     own_row(ours);
 }
 
+size_t Speaker::shares(const Speaker & other) const {
+    return share_ == other.share_ ? std::min(n_shared_, other.n_shared_) : 0;
+}
+
 void Speaker::start_block(const std::vector<Token> & prompt) {
     const size_t n = prompt.size();
     n_prompt_      = n;
     if (!started_) choose_reuse(prompt);
     if (tokens_.size() == n && has_row(n)) return;
-    if (tokens_.size() >= n) rewind(n - 1); // interrupted between evaluation and row
+    if (tokens_.size() >= n) rewind(last_block()); // interrupted between evaluation and row
     evaluate_block(prompt, 1, false);
 }
 
@@ -187,7 +214,7 @@ bool Speaker::lacks(const std::vector<Token> & context, size_t & from) {
     while (from <= n && has_row(from)) ++from;
     if (from > n) return false;
     for (size_t length = first; length < from; ++length) own_row(at(length));
-    rewind(from - 1);
+    rewind(from > n_prompt_ ? from - 1 : std::min(from - 1, last_block()));
     // A cache that could not rewind lacks the prompt too: it comes back in the blocks that it came in.
     while (tokens_.size() < n_prompt_) evaluate_block(context, from > n_prompt_ ? 0 : n_prompt_ - (from - 1), true);
     return tokens_.size() < n;

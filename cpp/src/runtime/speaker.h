@@ -67,7 +67,9 @@ public:
     bool   started() const { return started_; }
 
     // Takes over what another slot holds of the prompt, where that is more. Cells are shared.
-    void adopt(const Speaker & other, const std::vector<Token> & prompt);
+    void adopt(Speaker & other, const std::vector<Token> & prompt);
+    // How many cells are held in common with another slot, at least.
+    size_t shares(const Speaker & other) const;
 
     // The row after `context`, evaluating what the cache lacks, read for event number `event`.
     Row & row(const std::vector<Token> & context, uint64_t event);
@@ -100,6 +102,7 @@ public:
               double seconds); // a pass: its rows begin at the model's row(first_row)
     void lost(size_t keep);    // a pass that failed
     void own_rows();           // copies rows out of the model's buffer
+    void keep_prompt_row();    // the one after the prompt, where nothing came after it yet
 
     EvaluationCount count; // since begin()
 
@@ -112,11 +115,14 @@ private:
     size_t             blocks_   = 0; // tokens of it that were evaluated as whole prompt blocks
     size_t             cached_   = 0;
     size_t             n_prompt_ = 0;
-    bool               started_  = false; // prefill has chosen what to reuse
-    std::vector<Row>   rows_;             // slot length % size
-    Distribution       own_;
+    uint64_t         share_ = 0; // the beginning that it has in common with other slots of the same number, 0 for none
+    size_t           n_shared_ = 0;     // its length
+    bool             started_  = false; // prefill has chosen what to reuse
+    std::vector<Row> rows_;             // slot length % size
+    Distribution     own_;
     std::vector<float> masked_, masked_shaped_;
 
+    size_t        last_block() const; // where the prompt\'s last block begins
     void          choose_reuse(const std::vector<Token> & prompt);
     void          evaluate_block(const std::vector<Token> & context, size_t n_rows, bool wait);
     void          rewind(size_t keep);

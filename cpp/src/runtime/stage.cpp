@@ -24,6 +24,11 @@ void Stage::make_rows(const std::vector<Want> & wants) {
         Want left = want;
         if (left.speaker->lacks(*left.context, left.from)) open_.push_back(left);
     }
+    for (const Want & want : wants) {
+        // Those that are at hand are wanted too, and the pass for the others overwrites the model's buffer.
+        const auto open = [&](const Want & each) { return each.speaker == want.speaker; };
+        if (!open_.empty() && std::none_of(open_.begin(), open_.end(), open)) want.speaker->own_rows();
+    }
     while (!open_.empty()) {
         if (passes_ != before) {
             // Rows of an earlier pass are wanted too, and this one overwrites the model's buffer.
@@ -60,6 +65,9 @@ void Stage::evaluate(const std::vector<Piece> & pieces, const std::vector<Speake
     size_t n = 0;
     for (const Piece & piece : pieces) n += piece.n;
     make_room(n);
+    for (const auto & speaker : speakers_) {
+        if (std::find(speakers.begin(), speakers.end(), speaker.get()) == speakers.end()) speaker->keep_prompt_row();
+    }
     running_         = pieces;
     waiting_         = speakers;
     const auto start = Clock::now();
@@ -77,7 +85,12 @@ void Stage::evaluate(const std::vector<Piece> & pieces, const std::vector<Speake
 void Stage::finish() {
     if (waiting_.empty()) return;
     const auto start = Clock::now();
-    model_.synchronize();
+    try {
+        model_.synchronize();
+    } catch (...) {
+        recover(std::vector<Piece>(running_), std::vector<Speaker *>(waiting_));
+        throw;
+    }
     running_s_ += since(start);
     size_t row = 0;
     for (size_t i = 0; i < running_.size(); ++i) {
@@ -87,21 +100,36 @@ void Stage::finish() {
     waiting_.clear();
 }
 
+void Stage::settle() noexcept {
+    try {
+        finish();
+    } catch (...) {
+        // The slots hold no part of it then; what went wrong is reported by whoever asks next.
+    }
+}
+
 // After a pass that failed the slots hold an unknown part of it.
 void Stage::recover(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers) {
     waiting_.clear();
     for (size_t i = 0; i < pieces.size(); ++i) speakers[i]->lost(pieces[i].at);
 }
 
+// Tokens in the caches; a prompt's beginning that several slots share is counted once.
+size_t Stage::held() const {
+    size_t held = 0;
+    for (size_t i = 0; i < speakers_.size(); ++i) {
+        size_t counted = 0;
+        for (size_t j = 0; j < i; ++j) counted = std::max(counted, speakers_[i]->shares(*speakers_[j]));
+        held += speakers_[i]->holds() - counted;
+    }
+    return held;
+}
+
 void Stage::make_room(size_t n) {
     if (!model_.shares_cells()) return;
-    size_t held = 0;
-    for (const auto & speaker : speakers_) held += speaker->holds();
     for (const auto & speaker : speakers_) {
-        if (held + n <= model_.n_ctx()) return;
-        if (!speaker->idle()) continue;
-        held -= speaker->holds();
-        speaker->forget();
+        if (held() + n <= model_.n_ctx()) return;
+        if (speaker->idle()) speaker->forget();
     }
 }
 

@@ -38,9 +38,14 @@ public:
     // One pass: pieces[i] is speakers[i]'s. Its rows are stored. With wait = false that is left to finish().
     void evaluate(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers, bool wait = true);
     void finish();
+    // What was left to finish() comes to its end, whatever else went wrong.
+    void settle() noexcept;
 
     // Slots share their cells: idle ones are emptied until n more tokens fit.
     void make_room(size_t n);
+
+    // A name for a prompt's beginning whose cells slots share.
+    uint64_t new_share() { return ++shares_; }
 
     PassTimes times; // what passes outside prompts took
 
@@ -56,9 +61,11 @@ private:
     std::vector<Speaker *>                taking_, waiting_;
     std::vector<Want>                     open_;
     double                                running_s_ = 0;
+    uint64_t                              shares_    = 0;
 
-    void gather();
-    void recover(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers);
+    size_t held() const;
+    void   gather();
+    void   recover(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers);
 };
 
 } // namespace kad

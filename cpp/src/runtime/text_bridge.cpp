@@ -143,6 +143,7 @@ void EventSpace::list_entries() {
 
 // log(exp(a) + exp(b)) in double.
 static double log_add(double a, double b) {
+    if (std::isnan(a) || std::isnan(b)) return NAN; // max() would pass over it; it must reach the check of the row
     const double high = std::max(a, b);
     if (high == -INFINITY) return high;
     return high + std::log1p(std::exp(std::min(a, b) - high));
@@ -154,9 +155,7 @@ void EventSpace::prepare(kad_role role, float * out) const {
     if (side.ends.size() < 2) return;
     double folded = -INFINITY;
     for (const Token id : side.ends) {
-        // NaN would pass max() unseen; it must reach the check of the row.
-        folded = std::isnan(out[id]) ? out[id] : log_add(folded, out[id]);
-        if (std::isnan(folded)) break;
+        folded = log_add(folded, out[id]);
     }
     for (const Token id : side.ends) out[id] = -INFINITY;
     out[side.ends[0]] = float(folded);
