@@ -81,7 +81,7 @@ def main() -> None:
                     rows.append([name, rule, mode, str(given.n), str(cells["together"].tokens), str(ratio or "-")])
                     print(rows[-1], file=sys.stderr)
     title = f"{given.n} texts at once, temperature {given.temperature:g}"
-    common.show(given, "texts", title, HEADER, rows, texts_gain=max(medians, default=0.0))
+    common.show(given, "texts", title, HEADER, rows, texts_gain=min(medians, default=0.0))
 
 
 if __name__ == "__main__":
