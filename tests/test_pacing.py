@@ -127,6 +127,15 @@ def test_a_text_that_changes_midway(core: law.Core, machine: str) -> None:
     assert against_best(core, machine, texts) < 0.04
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_short_texts_begin_with_what_the_others_showed(core: law.Core, machine: str, share: float) -> None:
+    """Caught here: a pacer that finds everything out anew in each text of 40 events. The first ten are not counted."""
+    texts = [Text.drawn(seed, share, 0.6, n=40) for seed in range(40)]
+    fixed = min(sum(write(core, machine, texts, how)[0][10:]) for how in FIXED)
+    assert sum(write(core, machine, texts, AUTO)[0][10:]) / fixed - 1 < 0.05
+
+
 def test_a_sure_text_is_drafted_far_and_a_poor_one_is_not(core: law.Core) -> None:
     """Fails for a pacer that always drafts alike."""
     longest = {}

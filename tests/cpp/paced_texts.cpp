@@ -49,7 +49,7 @@ public:
         : machine_(machine), how_(how), base_tokens_(base_tokens) {}
 
     double write(const pace_text & text) {
-        Pacer pacer(base_, aligned_, nullptr);
+        Pacer pacer(base_, aligned_, nullptr, earlier_);
         pacer_  = &pacer;
         text_   = &text;
         total_  = 0;
@@ -63,6 +63,7 @@ private:
     int32_t              how_;
     int32_t *            base_tokens_;
     PassTimes            base_, aligned_;
+    Shares               earlier_;
     Pacer *              pacer_  = nullptr;
     const pace_text *    text_   = nullptr;
     int32_t              t_      = 0;

@@ -234,11 +234,11 @@ bool Generator::wants_rows(Sequence & sequence) {
 
 // ---- Pacing -----------------------------------------------------------------------------------------------------------
 
-void Generator::start_pacing(Sequence & sequence) const {
+void Generator::start_pacing(Sequence & sequence) {
     const auto & reference = stages_[KAD_ROLE_REFERENCE];
     if (!stages_[KAD_ROLE_BASE] || !stages_[KAD_ROLE_ALIGNED]) return;
     sequence.pacer = std::make_unique<Pacer>(stages_[KAD_ROLE_BASE]->times, stages_[KAD_ROLE_ALIGNED]->times,
-                                             reference ? &reference->times : nullptr);
+                                             reference ? &reference->times : nullptr, earlier_);
     // The aligned model's prompt: with one vocabulary both have the same.
     for (const Token id : sequence.sides[KAD_ROLE_ALIGNED].context) {
         const bool known = size_t(id) < events_.row_size(KAD_ROLE_ALIGNED);

@@ -72,6 +72,7 @@ private:
     std::vector<const Sequence *> occupants_; // by slot
     std::vector<uint64_t>         begun_;     // by slot: the number of its text
     uint64_t                      n_begun_ = 0;
+    Shares                        earlier_; // how guesses went in texts that were paced
 
     // Of the step under way.
     Texts                           running_, pending_;
@@ -117,7 +118,7 @@ private:
     size_t lay_paths(Sequence & sequence, kad_role role, size_t n);
     Want   want(Sequence & sequence, kad_role role);
     bool   wants_rows(Sequence & sequence);
-    void   start_pacing(Sequence & sequence) const;
+    void   start_pacing(Sequence & sequence);
     double passes_seconds(const Sequence & sequence) const;
     void   pace(Sequence & sequence, Token event, const Said & said);
     void   end_round(Sequence & sequence, double seconds);

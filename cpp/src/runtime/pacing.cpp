@@ -6,6 +6,7 @@
 namespace kad {
 
 static constexpr double HALF_LIFE = 40; // events
+static constexpr double BEGINNING = 6;  // events that what is known from earlier texts counts for
 static constexpr double AGREES =
     0.9; // how often the aligned model is taken to agree with a base that was not compared with it
 static constexpr double MARGINAL =
@@ -51,21 +52,64 @@ double PassTimes::seconds(double n, double guess) const {
     return std::max(1e-9, n > double(MOST) ? value * n / double(MOST) : value);
 }
 
+void Share::limit(double weight) {
+    if (tested <= weight) return;
+    right *= weight / tested;
+    tested = weight;
+}
+
 void Share::add(double value, double half_life) {
     const double keep = std::exp2(-1 / half_life);
     right             = right * keep + value;
     tested            = tested * keep + 1;
 }
 
-// ---- What a round promises --------------------------------------------------------------------------------------------
+// ---- How guesses went -------------------------------------------------------------------------------------------------
 
-Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference)
-    : base_(base), aligned_(aligned), reference_(reference), kept_right_(AGREES, 2) {
+Shares::Shares() : kept_right(AGREES, 2) {
     // A table's guess is not trusted before it was right a few times; longer and surer matches sooner.
     const double priors[TABLE_CLASSES] = { 0.2, 0.35, 0.5, 0.7 };
-    for (int i = 0; i < TABLE_CLASSES; ++i) table_[i] = Share(priors[i], 4);
-    for (Share & bucket : bucket_) bucket = Share(0, 0);
+    for (int i = 0; i < TABLE_CLASSES; ++i) table[i] = Share(priors[i], 4);
+    for (Share & each : bucket) each = Share(0, 0);
 }
+
+static int bucket_of(double confidence) {
+    const double borders[] = { 0.1, 0.25, 0.5, 0.75, 0.95 };
+    return int(std::upper_bound(std::begin(borders), std::end(borders), confidence) - std::begin(borders));
+}
+
+double Shares::right_at(double confidence) const {
+    const Share & seen = bucket[bucket_of(confidence)];
+    return (seen.right + 3 * double(right)) / (seen.tested + 3);
+}
+
+void Shares::add(const PacedEvent & event, double half_life) {
+    needed.add(event.needed, half_life);
+    const bool known = event.aligned != PacedEvent::Agreement::Unknown;
+    const bool agree = event.aligned == PacedEvent::Agreement::Yes;
+    if (known && event.by_base) kept_right.add(agree, half_life);
+    // Where the base spoke and the aligned model was not asked, it would have agreed as often as it did elsewhere. What was seen
+    // of that is forgotten in favour of a hope, so that a text which runs lazily tries guesses again some day.
+    right.add(known ? double(agree) : double(kept_right), half_life);
+    if (!known) kept_right.add(AGREES, 5 * half_life);
+    if (known && event.confidence >= 0) bucket[bucket_of(event.confidence)].add(agree, half_life);
+    if (event.table >= 0) table[event.table].add(event.table_right, half_life);
+}
+
+Shares Shares::beginning() const {
+    Shares begin = *this;
+    begin.right.limit(BEGINNING);
+    begin.kept_right.limit(BEGINNING);
+    begin.needed.limit(BEGINNING);
+    for (Share & each : begin.bucket) each.limit(BEGINNING);
+    for (Share & each : begin.table) each.limit(BEGINNING);
+    return begin;
+}
+
+// ---- What a round promises --------------------------------------------------------------------------------------------
+
+Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, Shares & earlier)
+    : base_(base), aligned_(aligned), reference_(reference), earlier_(earlier), shares_(earlier.beginning()) {}
 
 // The base's pass over this many tokens of each text, and the reference's.
 double Pacer::pass(double tokens) const {
@@ -78,25 +122,14 @@ double Pacer::pass(double tokens) const {
 // that were put off.
 double Pacer::draft_seconds(size_t k, double all_right) const {
     const double texts = double(limits_.texts), one = aligned_.seconds(texts, 0.01);
-    const double need = limits_.lazy ? std::max(double(needed_), 0.02) : 1;
+    const double need = limits_.lazy ? std::max(double(shares_.needed), 0.02) : 1;
     if (k > 0) return double(k) * one + pass(double(k) + 1) + need * all_right * one;
     return pass(1) + need * aligned_.seconds(std::min(texts / need, double(PassTimes::MOST)), 0.01);
 }
 
-static int bucket_of(double confidence) {
-    const double borders[] = { 0.1, 0.25, 0.5, 0.75, 0.95 };
-    return int(std::upper_bound(std::begin(borders), std::end(borders), confidence) - std::begin(borders));
-}
-
-// How likely a guess of this confidence is right: what its bucket has seen, and for a start the share of all.
-double Pacer::right_at(double confidence) const {
-    const Share & bucket = bucket_[bucket_of(confidence)];
-    return (bucket.right + 3 * double(right_)) / (bucket.tested + 3);
-}
-
 // E[events] = 1 + a + a^2 + ... + a^k, as each guess is reached when all before it were right.
 double Pacer::best_aligned(size_t & guesses) const {
-    const double a      = std::min(double(right_), 0.995);
+    const double a      = std::min(double(shares_.right), 0.995);
     double       events = 1, all = 1, best = 0;
     guesses = 0;
     for (size_t k = 0; k <= limits_.guesses; ++k) {
@@ -111,11 +144,11 @@ double Pacer::best_aligned(size_t & guesses) const {
 
 // Of the table's guesses only the base must score all; of the aligned model one pass over them, where any event needs it.
 double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const {
-    const double need   = limits_.lazy ? double(needed_) : 1;
+    const double need   = limits_.lazy ? double(shares_.needed) : 1;
     double       events = 1, all = 1, best = 0;
     guesses = 0;
     for (size_t k = 1; k <= std::min(table.size(), limits_.guesses); ++k) {
-        events += all *= double(table_[table[k - 1]]);
+        events += all *= double(shares_.table[table[k - 1]]);
         const double any  = 1 - std::pow(1 - need, events);
         const double n    = (double(k) + 1) * double(limits_.texts);
         const double time = pass(double(k) + 1) + any * aligned_.seconds(n, 0.01) + draw_s_ * 2 * events;
@@ -138,8 +171,8 @@ Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
 }
 
 bool Pacer::go_on(size_t guessed, double confidence) {
-    survival_ *= right_at(confidence);
-    const double a      = std::min(double(right_), 0.995);
+    survival_ *= shares_.right_at(confidence);
+    const double a      = std::min(double(shares_.right), 0.995);
     const double now    = draft_seconds(guessed, survival_);
     double       events = 0, all = survival_;
     for (size_t k = guessed + 1; k <= limits_.guesses; ++k) {
@@ -153,16 +186,8 @@ bool Pacer::go_on(size_t guessed, double confidence) {
 // ---- What was seen ----------------------------------------------------------------------------------------------------
 
 void Pacer::said(const PacedEvent & event) {
-    needed_.add(event.needed, HALF_LIFE);
-    const bool known = event.aligned != PacedEvent::Agreement::Unknown;
-    const bool right = event.aligned == PacedEvent::Agreement::Yes;
-    if (known && event.by_base) kept_right_.add(right, HALF_LIFE);
-    // Where the base spoke and the aligned model was not asked, it would have agreed as often as it did elsewhere. What was seen
-    // of that is forgotten in favour of a hope, so that a text which runs lazily tries guesses again some day.
-    right_.add(known ? double(right) : double(kept_right_), HALF_LIFE);
-    if (!known) kept_right_.add(AGREES, 5 * HALF_LIFE);
-    if (known && event.confidence >= 0) bucket_[bucket_of(event.confidence)].add(right, HALF_LIFE);
-    if (event.table >= 0) table_[event.table].add(event.table_right, HALF_LIFE);
+    shares_.add(event, HALF_LIFE);
+    earlier_.add(event, 10 * HALF_LIFE);
 }
 
 void Pacer::drew(double seconds, size_t draws) {

@@ -41,6 +41,7 @@ struct Share {
 
     explicit Share(double prior = 0.5, double weight = 4) : right(prior * weight), tested(weight) {}
     void add(double value, double half_life);
+    void limit(double weight); // the same share, counting for no more than this
          operator double() const { return right / tested; }
 };
 
@@ -69,13 +70,33 @@ struct PacedEvent {
     bool      table_right = false;
 };
 
+// How guesses went: in one text, or in all texts so far.
+struct Shares {
+    static constexpr int TABLE_CLASSES = 4;
+    static constexpr int BUCKETS       = 6; // of confidence
+
+    Share right{ 0.8, 3 }; // the aligned model's guesses
+    Share kept_right;      // the same where the base spoke
+    Share needed{ 0.6, 3 };
+    Share bucket[BUCKETS], table[TABLE_CLASSES];
+
+    Shares();
+    void add(const PacedEvent & event, double half_life);
+
+    // How likely a guess of this confidence is right: what its bucket has seen, and for a start the share of all.
+    double right_at(double confidence) const;
+
+    // What another text begins with: these shares with the weight of a few events.
+    Shares beginning() const;
+};
+
 // One text's pace.
 class Pacer {
 public:
-    static constexpr int TABLE_CLASSES = 4;
+    static constexpr int TABLE_CLASSES = Shares::TABLE_CLASSES;
 
-    // reference: NULL where there is no third model.
-    Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference);
+    // reference: NULL where there is no third model. earlier: of the texts before; what this one shows is added.
+    Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, Shares & earlier);
 
     // table: the classes of the guesses that the n-gram table has for this round, from the first.
     Plan plan(const PaceLimits & limits, const std::vector<int> & table);
@@ -90,18 +111,13 @@ public:
     void drew(double seconds, size_t draws);
 
 private:
-    static constexpr int BUCKETS = 6; // of confidence
-
     const PassTimes & base_;
     const PassTimes & aligned_;
     const PassTimes * reference_;
-
-    Share  right_{ 0.8, 3 }; // the aligned model's guesses
-    Share  kept_right_;      // the same where the base spoke
-    Share  needed_{ 0.6, 3 };
-    Share  bucket_[BUCKETS], table_[TABLE_CLASSES];
-    double draw_s_ = 0; // per draw
-    bool   drawn_  = false;
+    Shares &          earlier_;
+    Shares            shares_;
+    double            draw_s_ = 0; // per draw
+    bool              drawn_  = false;
 
     // Of the round under way.
     PaceLimits limits_;
@@ -110,7 +126,6 @@ private:
 
     double pass(double tokens) const;
     double draft_seconds(size_t guesses, double all_right) const;
-    double right_at(double confidence) const;
     double best_aligned(size_t & guesses) const;
     double best_table(const std::vector<int> & table, size_t & guesses) const;
 };
