@@ -71,11 +71,13 @@ def test_several_texts_at_once(core: law.Core, make: Any, slots: int) -> None:
 
 @pytest.mark.parametrize("make", [step.same_words, step.other_words])
 @pytest.mark.parametrize("ngram", [True, False])
-def test_the_pacer_does_not_change_the_text(core: law.Core, make: Any, ngram: bool) -> None:
+@pytest.mark.parametrize("constrained", [False, True])
+def test_the_pacer_does_not_change_the_text(core: law.Core, make: Any, ngram: bool, constrained: bool) -> None:
     """Whatever it chooses, guesses of the n-gram table included; long texts over few words, so that there are some."""
     guessed = 0
     for seed in range(20):
         run = replace(make(seed), max_tokens=60, temperature=(1.0, 0.4, 0.0)[seed % 3])
+        run = step.with_grammar(run) if constrained else run
         ((events, counts),) = step.write_texts(core, run, step.AUTO, 15, 1, ngram=ngram)
         assert said(core, (events, counts)) == step.expected(run)
         guessed += counts.drafted

@@ -70,6 +70,14 @@ bool Generator::add_guess(Sequence & sequence, Guess guess) {
     return true;
 }
 
+// The grammar's state behind a guess that was added.
+void Generator::advance_guessed(Sequence & sequence, kad_role role, const std::vector<Token> & ids) {
+    if (sequence.constraints.empty()) return;
+    Constraint next = sequence.constraints.back().clone();
+    next.accept(role, ids);
+    sequence.constraints.push_back(std::move(next));
+}
+
 // ---- The aligned model drafts -----------------------------------------------------------------------------------------
 
 // All texts that draft make one guess each, from one pass, until none goes on.
@@ -111,11 +119,7 @@ bool Generator::draft_one(Sequence & sequence) try {
         if (context.size() > settings_.n_ctx) return false;
     }
     if (!add_guess(sequence, { x, said.bytes, confidence })) return false;
-    if (!sequence.constraints.empty()) {
-        Constraint next = sequence.constraints.back().clone();
-        next.accept(KAD_ROLE_ALIGNED, said.ids);
-        sequence.constraints.push_back(std::move(next));
-    }
+    advance_guessed(sequence, KAD_ROLE_ALIGNED, said.ids);
     const size_t guessed = now.guesses.size();
     if (guessed >= now.plan.guesses) return false;
     return !sequence.pacer || sequence.pacer->go_on(guessed, confidence);
@@ -257,19 +261,25 @@ void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
     for (const NGramTable::Guess & guess : now.table) {
         // A table does not know how a character goes on that it has only the first token of.
         const bool whole = events_.shared_ids() || events_.ends(guess.event) || !unfinished(events_.bytes(guess.event));
-        if (!sequence.ngram || !whole || !sequence.constraints.empty()) break;
+        if (!sequence.ngram || !whole) break;
         classes_.push_back(guess.match);
     }
     now.plan     = sequence.pacer->plan(limits, classes_);
     now.passes_s = passes_seconds(sequence);
 }
 
-void Generator::take_table_guesses(Sequence & sequence) {
+void Generator::take_table_guesses(Sequence & sequence) try {
     Round & now = sequence.now;
     for (size_t i = 0; i < now.plan.guesses && i < now.table.size(); ++i) {
         const Token event = now.table[i].event;
+        if (!sequence.constraints.empty() && !sequence.constraints.back().allows(event)) return;
         if (!add_guess(sequence, { event, events_.bytes(event), -1 })) return;
+        const kad_role role = events_.id(KAD_ROLE_ALIGNED, event) >= 0 ? KAD_ROLE_ALIGNED : KAD_ROLE_BASE;
+        advance_guessed(sequence, role, { events_.id(role, event) });
     }
+} catch (const Error & error) {
+    // Bytes that the other vocabulary's grammar cannot spell: no guess goes further, should the text come there it says so.
+    if (error.status != KAD_MODEL_ERROR) throw;
 }
 
 double Generator::passes_seconds(const Sequence & sequence) const {

@@ -113,6 +113,7 @@ private:
     bool   draft_one(Sequence & sequence);
     Token  guess_one(Sequence & sequence, double & confidence);
     bool   add_guess(Sequence & sequence, Guess guess);
+    void   advance_guessed(Sequence & sequence, kad_role role, const std::vector<Token> & ids);
     void   verify(const Texts & texts);
     void   lay(Sequence & sequence, kad_role role);
     size_t lay_paths(Sequence & sequence, kad_role role, size_t n);
