@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--modes", default="plain,lazy,draft 3", help=f"of {', '.join(MODES)} (default: %(default)s)")
+    parser.add_argument("--only", default="", help="pairs whose name holds this, such as 262k (default: all)")
     common.keep_arguments(parser)
     arguments = parser.parse_args()
     smollm, gemma = common.aligned_file(), common.demo_base_file()
@@ -92,6 +93,8 @@ def main() -> None:
     rows = []
     worst = [0.0, 0.0]
     for name, base, aligned in pairs:
+        if arguments.only not in name:
+            continue
         for rule in ("base", "dual"):
             with KadLlama(base, aligned, rule=rule, n_ctx=4096) as kad:
                 for mode in arguments.modes.split(","):

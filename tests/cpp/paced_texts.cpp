@@ -100,18 +100,37 @@ private:
         const Plan plan    = choose();
         size_t     guesses = plan.guesses;
         if (plan.drafter == Plan::Drafter::Aligned) {
-            guesses = 0;
-            do {
-                ask_aligned();
-                ++guesses;
-                ++behind_; // its own guess
-            } while (guesses < plan.guesses &&
-                     (how_ != PACE_AUTO || pacer_->go_on(guesses, text_->confidence[t_ + int32_t(guesses) - 1])));
+            guesses = draft(plan);
             behind_ = 1;
         }
         spend(base_, machine_.base, int(guesses) + 1);
         ++base_tokens_[guesses + 1];
         say(plan, guesses);
+    }
+
+    // The first pass reads table's guesses along; as long as they are the aligned model's own, the next one needs no pass.
+    size_t draft(const Plan & plan) {
+        size_t guesses = 0, free = plan.along;
+        behind_ += int(plan.along);
+        ask_aligned();
+        for (bool as_table = true;;) {
+            const int32_t at = t_ + int32_t(guesses);
+            ++guesses;
+            behind_  = 1; // its own guess
+            as_table = as_table && text_->table && text_->table[at] >= 0;
+            if (as_table) {
+                as_table = text_->right[at] && text_->table_right[at];
+                pacer_->guessed_along(text_->table[at], as_table);
+            }
+            if (!as_table) free = 0;
+            if (guesses >= plan.guesses || (how_ == PACE_AUTO && !pacer_->go_on(guesses, text_->confidence[at], free)))
+                return guesses;
+            if (free > 0) {
+                --free;
+            } else {
+                ask_aligned();
+            }
+        }
     }
 
     void say(const Plan & plan, size_t guesses) {

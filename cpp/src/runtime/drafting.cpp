@@ -7,6 +7,10 @@
 
 namespace kad {
 
+static bool begins_with(const std::vector<Token> & longer, const std::vector<Token> & shorter) {
+    return shorter.size() <= longer.size() && std::equal(shorter.begin(), shorter.end(), longer.begin());
+}
+
 // ---- What a round will guess ------------------------------------------------------------------------------------------
 
 size_t Generator::room_for_guesses(const Sequence & sequence) const {
@@ -29,9 +33,10 @@ static void reset_states(Sequence & sequence) {
 void Generator::begin_round(Sequence & sequence, size_t n_texts) {
     Round & now = sequence.now;
     now.guesses.clear();
-    now.said    = 0;
-    now.decided = false;
-    now.plan    = {};
+    now.said     = 0;
+    now.decided  = false;
+    now.as_table = true;
+    now.plan     = {};
     reset_states(sequence);
     for (Side & side : sequence.sides) {
         if (!side.active) continue;
@@ -90,12 +95,34 @@ void Generator::draft(const Texts & texts) {
                        pending_.end());
         if (pending_.empty()) return;
         for (Sequence * sequence : pending_) {
-            const Side & side = sequence->sides[KAD_ROLE_ALIGNED];
-            wants.push_back({ &speaker(*sequence, KAD_ROLE_ALIGNED), &side.ahead, side.ahead.size() });
+            Side &     side  = sequence->sides[KAD_ROLE_ALIGNED];
+            const bool along = sequence->now.guesses.empty() && read_along(*sequence);
+            wants.push_back(
+                { &speaker(*sequence, KAD_ROLE_ALIGNED), along ? &side.along : &side.ahead, side.ahead.size() });
         }
         stages_[KAD_ROLE_ALIGNED]->make_rows(wants);
         for (Sequence * sequence : pending_) sequence->now.drafting = draft_one(*sequence);
     }
+}
+
+// The context that the aligned model's first pass of a round reads: with guesses of the n-gram table, so that its own guesses
+// come out of one pass as long as they are the same. They are its own draws all the same, by the same coins.
+bool Generator::read_along(Sequence & sequence) {
+    const Round & now  = sequence.now;
+    Side &        side = sequence.sides[KAD_ROLE_ALIGNED];
+    side.along         = side.ahead;
+    if (now.plan.along == 0) return false;
+    if (events_.shared_ids()) {
+        for (size_t i = 0; i < now.plan.along; ++i) side.along.push_back(now.table[i].event);
+    } else {
+        std::string text = sequence.text;
+        for (size_t i = 0; i < now.plan.along; ++i) text += events_.bytes(now.table[i].event);
+        side.ahead_tokens = *side.tokens;
+        side.ahead_tokens->follow(text, side.n_prompt, side.along);
+        side.ahead_tokens = *side.tokens;
+    }
+    const size_t most = std::min(settings_.n_ctx, side.ahead.size() + rows_kept(sequence, KAD_ROLE_ALIGNED) - 1);
+    return side.along.size() <= most && begins_with(side.along, side.ahead);
 }
 
 // The next guess, the aligned model's own x_t, by the very coin that the draw at t will use: right with probability
@@ -121,11 +148,23 @@ bool Generator::draft_one(Sequence & sequence) try {
     if (!add_guess(sequence, { x, said.bytes, confidence })) return false;
     advance_guessed(sequence, KAD_ROLE_ALIGNED, said.ids);
     const size_t guessed = now.guesses.size();
+    if (!sequence.pacer) return guessed < now.plan.guesses;
+    compare_with_table(sequence, x);
     if (guessed >= now.plan.guesses) return false;
-    return !sequence.pacer || sequence.pacer->go_on(guessed, confidence);
+    const bool at_hand = now.plan.along > 0 && now.as_table && guessed <= now.plan.along;
+    return sequence.pacer->go_on(guessed, confidence, at_hand ? now.plan.along - guessed + 1 : 0);
 } catch (const Error & error) {
     if (error.status != KAD_NOT_A_NUMBER && error.status != KAD_MODEL_ERROR) throw;
     return false;
+}
+
+void Generator::compare_with_table(Sequence & sequence, Token guess) {
+    Round &      now = sequence.now;
+    const size_t at  = now.guesses.size() - 1;
+    now.as_table     = now.as_table && at < now.table.size();
+    if (!now.as_table) return;
+    now.as_table = now.table[at].event == guess;
+    sequence.pacer->guessed_along(now.table[at].match, now.as_table);
 }
 
 Token Generator::guess_one(Sequence & sequence, double & confidence) {
@@ -153,10 +192,6 @@ void Generator::verify(const Texts & texts) {
         }
         if (!wants_[role].empty()) stages_[role]->make_rows(wants_[role]);
     }
-}
-
-static bool begins_with(const std::vector<Token> & longer, const std::vector<Token> & shorter) {
-    return shorter.size() <= longer.size() && std::equal(shorter.begin(), shorter.end(), longer.begin());
 }
 
 // The context that a pass over the guesses not yet said evaluates, in `ahead`, and how many guesses it scores.

@@ -111,6 +111,8 @@ private:
     void   take_table_guesses(Sequence & sequence);
     void   draft(const Texts & texts);
     bool   draft_one(Sequence & sequence);
+    bool   read_along(Sequence & sequence);
+    void   compare_with_table(Sequence & sequence, Token guess);
     Token  guess_one(Sequence & sequence, double & confidence);
     bool   add_guess(Sequence & sequence, Guess guess);
     void   advance_guessed(Sequence & sequence, kad_role role, const std::vector<Token> & ids);

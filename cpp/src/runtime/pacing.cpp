@@ -69,7 +69,7 @@ void Share::add(double value, double half_life) {
 Shares::Shares() : kept_right(AGREES, 2) {
     // A table's guess is not trusted before it was right a few times; longer and surer matches sooner.
     const double priors[TABLE_CLASSES] = { 0.2, 0.35, 0.5, 0.7 };
-    for (int i = 0; i < TABLE_CLASSES; ++i) table[i] = Share(priors[i], 4);
+    for (int i = 0; i < TABLE_CLASSES; ++i) table[i] = along[i] = Share(priors[i], 4);
     for (Share & each : bucket) each = Share(0, 0);
 }
 
@@ -103,6 +103,7 @@ Shares Shares::beginning() const {
     begin.needed.limit(BEGINNING);
     for (Share & each : begin.bucket) each.limit(BEGINNING);
     for (Share & each : begin.table) each.limit(BEGINNING);
+    for (Share & each : begin.along) each.limit(BEGINNING);
     return begin;
 }
 
@@ -123,8 +124,25 @@ double Pacer::pass(double tokens) const {
 double Pacer::draft_seconds(size_t k, double all_right) const {
     const double texts = double(limits_.texts), one = aligned_.seconds(texts, 0.01);
     const double need = limits_.lazy ? std::max(double(shares_.needed), 0.02) : 1;
-    if (k > 0) return double(k) * one + pass(double(k) + 1) + need * all_right * one;
+    if (k > 0) return double(k) * guess_s_ + pass(double(k) + 1) + need * all_right * one;
     return pass(1) + need * aligned_.seconds(std::min(texts / need, double(PassTimes::MOST)), 0.01);
+}
+
+// How many of the table's guesses the aligned model's first pass reads along, so that its guesses come fastest. A pass over m of
+// them gives 1 + a + ... + a^m guesses, as each row is of use when all tables' guesses before it were its own.
+size_t Pacer::read_along(const std::vector<int> & table) {
+    const double texts = double(limits_.texts);
+    double       rows = 1, all = 1;
+    size_t       best = 0;
+    guess_s_          = aligned_.seconds(texts, 0.01);
+    for (size_t m = 1; m <= table.size() && m < limits_.guesses; ++m) {
+        rows += all *= double(shares_.along[table[m - 1]]);
+        const double each = aligned_.seconds(double(m + 1) * texts, 0.01) / rows;
+        if (each >= guess_s_) continue;
+        guess_s_ = each;
+        best     = m;
+    }
+    return best;
 }
 
 // E[events] = 1 + a + a^2 + ... + a^k, as each guess is reached when all before it were right.
@@ -162,22 +180,25 @@ double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const
 Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
     limits_              = limits;
     survival_            = 1;
+    const size_t along   = read_along(table);
     size_t       aligned = 0, offered = 0;
     const double drafted = best_aligned(aligned), taken = best_table(table, offered);
     rate_ = std::max(drafted, taken);
     if (taken > drafted) return { Plan::Drafter::NGram, offered };
     if (aligned == 0) return {};
-    return { Plan::Drafter::Aligned, limits.guesses }; // go_on() says when to stop
+    return { Plan::Drafter::Aligned, limits.guesses, along }; // go_on() says when to stop
 }
 
-bool Pacer::go_on(size_t guessed, double confidence) {
+bool Pacer::go_on(size_t guessed, double confidence, size_t free) {
     survival_ *= shares_.right_at(confidence);
     const double a      = std::min(double(shares_.right), 0.995);
+    guess_s_            = aligned_.seconds(double(limits_.texts), 0.01);
     const double now    = draft_seconds(guessed, survival_);
     double       events = 0, all = survival_;
     for (size_t k = guessed + 1; k <= limits_.guesses; ++k) {
         events += all *= a;
-        const double more = draft_seconds(k, all) - now + draw_s_ * (double(k - guessed) + events);
+        const double spared = double(std::min(free, k - guessed)) * guess_s_;
+        const double more   = draft_seconds(k, all) - now - spared + draw_s_ * (double(k - guessed) + events);
         if (events > rate_ * more) return true;
     }
     return false;
@@ -188,6 +209,11 @@ bool Pacer::go_on(size_t guessed, double confidence) {
 void Pacer::said(const PacedEvent & event) {
     shares_.add(event, HALF_LIFE);
     earlier_.add(event, 10 * HALF_LIFE);
+}
+
+void Pacer::guessed_along(int table_class, bool same) {
+    shares_.along[table_class].add(same, HALF_LIFE);
+    earlier_.along[table_class].add(same, 10 * HALF_LIFE);
 }
 
 void Pacer::drew(double seconds, size_t draws) {

@@ -49,6 +49,9 @@ struct Plan {
     // None: lazily where the rule allows it, plain otherwise.
     enum class Drafter { None, Aligned, NGram } drafter = Drafter::None;
     size_t guesses                                      = 0; // at most
+    // The aligned model drafts, and its first pass reads so many of the table's guesses along: where its own guess is the
+    // table's, the next one needs no pass.
+    size_t along = 0;
 };
 
 // What a round may do.
@@ -78,7 +81,9 @@ struct Shares {
     Share right{ 0.8, 3 }; // the aligned model's guesses
     Share kept_right;      // the same where the base spoke
     Share needed{ 0.6, 3 };
-    Share bucket[BUCKETS], table[TABLE_CLASSES];
+    Share bucket[BUCKETS];
+    Share table[TABLE_CLASSES]; // the n-gram table's guesses
+    Share along[TABLE_CLASSES]; // how often they are the aligned model's own guesses
 
     Shares();
     void add(const PacedEvent & event, double half_life);
@@ -103,7 +108,11 @@ public:
 
     // While the aligned model drafts: its guess number `guessed` (from 1) had the probability `confidence` under it. Is another
     // one worth its pass? By the marginal rule: go on while some longer draft adds more events per second than the text makes.
-    bool go_on(size_t guessed, double confidence);
+    // free: so many more need no pass of the aligned model, as long as they are the table's.
+    bool go_on(size_t guessed, double confidence, size_t free = 0);
+
+    // A guess of the aligned model where the table had one too: were they the same?
+    void guessed_along(int table_class, bool same);
 
     void said(const PacedEvent & event);
 
@@ -123,9 +132,11 @@ private:
     PaceLimits limits_;
     double     rate_     = 0; // events per second of the plan taken
     double     survival_ = 1; // that all guesses so far are right
+    double     guess_s_  = 0; // what a guess of the aligned model takes
 
     double pass(double tokens) const;
     double draft_seconds(size_t guesses, double all_right) const;
+    size_t read_along(const std::vector<int> & table);
     double best_aligned(size_t & guesses) const;
     double best_table(const std::vector<int> & table, size_t & guesses) const;
 };

@@ -39,6 +39,7 @@ struct Side {
     std::vector<Token>        ahead;
     std::optional<TextTokens> ahead_tokens;
     size_t                    scored = 0;
+    std::vector<Token>        along; // the aligned model's: the context with what it reads of the table's guesses
 
     // The text as it stands, in this model's tokens.
     void retokenise(const std::string & text) { tokens->follow(text, n_prompt, context); }
@@ -56,6 +57,7 @@ struct Round {
     std::vector<Guess> guesses;
     Plan               plan;
     bool               drafting = false; // the aligned model goes on guessing
+    bool               as_table = true;  // its guesses so far are the n-gram table's
     size_t             said     = 0;     // events of this round
     KeptSet            kept;             // S (or T) at the next event, once it is decided
     bool               decided  = false;

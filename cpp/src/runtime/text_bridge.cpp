@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "utf8.h"
 
@@ -19,9 +21,9 @@ VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned
         if (result.differing.size() < 5) result.differing.push_back(id);
     }
     result.equal = result.n_differing == 0;
-    std::unordered_map<std::string, int> known;
+    std::unordered_set<std::string_view> known; // views: copies of all tokens would be tens of MiB
     for (size_t i = 0; i < base.size(); ++i) {
-        if (base.kind(Token(i)) == TokenKind::Text) known.emplace(base.bytes(Token(i)), 0);
+        if (base.kind(Token(i)) == TokenKind::Text) known.insert(base.bytes(Token(i)));
     }
     size_t text = 0, shared = 0;
     for (size_t i = 0; i < aligned.size(); ++i) {
@@ -85,7 +87,7 @@ void EventSpace::share_ids() {
 // Bytes that are no whole characters never merge across the models: whoever starts a character finishes it.
 void EventSpace::merge_bytes() {
     shared_ids_ = false;
-    std::unordered_map<std::string, Token> whole, own;
+    std::unordered_map<std::string_view, Token> whole, own; // views: copies of all tokens would be tens of MiB
     for (const int role : { KAD_ROLE_BASE, KAD_ROLE_ALIGNED }) {
         Side &            side = sides_[role];
         const size_t      n    = side.vocabulary->size();

@@ -19,6 +19,7 @@ TokenTable read_tokens(const llama_vocab * vocab) {
     TokenTable    table;
     const int32_t n = llama_vocab_n_tokens(vocab);
     if (n <= 0 || llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) return table;
+    table.bytes.reserve(size_t(n));
     std::vector<char> buffer(256);
     for (llama_token id = 0; id < n; ++id) {
         int32_t size = llama_token_to_piece(vocab, id, buffer.data(), int32_t(buffer.size()), 0, true);
