@@ -33,10 +33,11 @@ static void reset_states(Sequence & sequence) {
 void Generator::begin_round(Sequence & sequence, size_t n_texts) {
     Round & now = sequence.now;
     now.guesses.clear();
-    now.said     = 0;
-    now.decided  = false;
-    now.as_table = true;
-    now.plan     = {};
+    now.said         = 0;
+    now.decided      = false;
+    now.as_table     = true;
+    now.table_stands = true;
+    now.plan         = {};
     reset_states(sequence);
     for (Side & side : sequence.sides) {
         if (!side.active) continue;
@@ -337,10 +338,11 @@ void Generator::pace(Sequence & sequence, Token event, const Said & said) {
     }
     seen.by_base = said.source == KAD_SOURCE_BASE;
     seen.needed  = now.proposal >= 0;
-    if (now.said > 0) sequence.table.guess(1, now.table);
-    if (!now.table.empty()) {
-        seen.table       = now.table[0].match;
-        seen.table_right = now.table[0].event == event;
+    // The table's guesses as they stood when the round began, while they are right: so they would have been used.
+    if (now.table_stands && now.said < now.table.size()) {
+        seen.table       = now.table[now.said].match;
+        seen.table_right = now.table[now.said].event == event;
+        now.table_stands = seen.table_right;
     }
     sequence.pacer->said(seen);
     sequence.table.append(event);

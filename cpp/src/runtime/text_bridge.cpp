@@ -3,13 +3,44 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <string_view>
-#include <unordered_map>
-#include <unordered_set>
+#include <functional>
 
 #include "utf8.h"
 
 namespace kad {
+
+// Tokens by their bytes: open addressing over numbers of tokens, whose bytes stay where they are. A map of strings would take
+// tens of MiB for a large vocabulary.
+class ByteIndex {
+public:
+    using Bytes = std::function<const std::string &(Token)>;
+
+    ByteIndex(size_t most, Bytes bytes) : bytes_(std::move(bytes)) {
+        size_t size = 16;
+        while (size < 2 * most) size *= 2;
+        places_.assign(size, -1);
+    }
+
+    // The token with these bytes that was added first; -1 when there is none.
+    Token find(const std::string & bytes) const { return places_[place(bytes)]; }
+
+    // The same, and the token itself where it is the first.
+    Token add(Token token) {
+        Token & at = places_[place(bytes_(token))];
+        if (at < 0) at = token;
+        return at;
+    }
+
+private:
+    Bytes              bytes_;
+    std::vector<Token> places_;
+
+    size_t place(const std::string & bytes) const {
+        size_t i = std::hash<std::string>()(bytes) & (places_.size() - 1);
+        while (places_[i] >= 0 && bytes_(places_[i]) != bytes) i = (i + 1) & (places_.size() - 1);
+        return i;
+    }
+};
 
 VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned) {
     VocabularyComparison result;
@@ -21,15 +52,15 @@ VocabularyComparison compare(const Vocabulary & base, const Vocabulary & aligned
         if (result.differing.size() < 5) result.differing.push_back(id);
     }
     result.equal = result.n_differing == 0;
-    std::unordered_set<std::string_view> known; // views: copies of all tokens would be tens of MiB
+    ByteIndex known(base.size(), [&](Token id) -> const std::string & { return base.bytes(id); });
     for (size_t i = 0; i < base.size(); ++i) {
-        if (base.kind(Token(i)) == TokenKind::Text) known.insert(base.bytes(Token(i)));
+        if (base.kind(Token(i)) == TokenKind::Text) known.add(Token(i));
     }
     size_t text = 0, shared = 0;
     for (size_t i = 0; i < aligned.size(); ++i) {
         if (aligned.kind(Token(i)) != TokenKind::Text) continue;
         ++text;
-        shared += known.count(aligned.bytes(Token(i)));
+        shared += known.find(aligned.bytes(Token(i))) >= 0;
     }
     result.overlap = text ? double(shared) / double(text) : 0;
     return result;
@@ -86,8 +117,20 @@ void EventSpace::share_ids() {
 
 // Bytes that are no whole characters never merge across the models: whoever starts a character finishes it.
 void EventSpace::merge_bytes() {
-    shared_ids_ = false;
-    std::unordered_map<std::string_view, Token> whole, own; // views: copies of all tokens would be tens of MiB
+    shared_ids_          = false;
+    const Side & base    = sides_[KAD_ROLE_BASE];
+    const Side & aligned = sides_[KAD_ROLE_ALIGNED];
+    const size_t n_base = base.vocabulary->size(), n_all = n_base + aligned.vocabulary->size();
+
+    // Tokens of both, the base's first.
+    const auto bytes_of = [&](Token token) -> const std::string & {
+        return size_t(token) < n_base ? base.vocabulary->bytes(token)
+                                      : aligned.vocabulary->bytes(Token(size_t(token) - n_base));
+    };
+    const auto event_of = [&](Token token) {
+        return size_t(token) < n_base ? base.event_of[size_t(token)] : aligned.event_of[size_t(token) - n_base];
+    };
+    ByteIndex whole(n_all, bytes_of);
     for (const int role : { KAD_ROLE_BASE, KAD_ROLE_ALIGNED }) {
         Side &            side = sides_[role];
         const size_t      n    = side.vocabulary->size();
@@ -96,7 +139,8 @@ void EventSpace::merge_bytes() {
         fill(side, n, ends);
         side.event_of.assign(n, -1);
         side.byte_ids.assign(256, -1);
-        own.clear();
+        ByteIndex    own(n, bytes_of);
+        const size_t first = role == KAD_ROLE_BASE ? 0 : n_base;
         // A new event gets the next number; of the base, that of its id.
         const auto fresh = [&](size_t i) { return Token(role == KAD_ROLE_BASE ? i : n_events_); };
         for (size_t i = 0; i < n; ++i) {
@@ -107,7 +151,8 @@ void EventSpace::merge_bytes() {
             } else if (side.vocabulary->kind(id) == TokenKind::Text) {
                 const std::string & bytes = side.vocabulary->bytes(id);
                 if (bytes.size() == 1 && side.byte_ids[uint8_t(bytes[0])] < 0) side.byte_ids[uint8_t(bytes[0])] = id;
-                side.event_of[i] = (well_formed(bytes) ? whole : own).emplace(bytes, fresh(i)).first->second;
+                const Token token = Token(first + i), same = (well_formed(bytes) ? whole : own).add(token);
+                side.event_of[i] = same == token ? fresh(i) : event_of(same);
             }
             if (side.event_of[i] == Token(n_events_) || role == KAD_ROLE_BASE) ++n_events_;
         }
