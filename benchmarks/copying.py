@@ -1,6 +1,6 @@
 """What do guesses from the text itself bring, where an answer repeats its prompt, and what do they cost elsewhere?
 
-    python benchmarks/copying.py [--pairs Q8_0 --rules base,dual --temperatures 0,1] [--keep]
+    python benchmarks/copying.py [--pairs demo,Q8_0 --rules base,dual --temperatures 0,1] [--keep]
 
 Side by side: draft="auto" as it is, and with ngram=False, where the aligned model alone guesses. "copy" is a prompt that
 asks for a text with one word replaced, and shows that twice first: models as small as these copy nothing otherwise, and
@@ -93,7 +93,7 @@ HEADER = (
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", default="Q8_0")
+    parser.add_argument("--pairs", default="demo,Q8_0")
     parser.add_argument("--rules", default="base,dual")
     parser.add_argument("--temperatures", default="0,1")
     parser.add_argument("--rounds", type=int, default=12)
@@ -101,7 +101,7 @@ def main() -> None:
     common.keep_arguments(parser)
     given = parser.parse_args()
     rows: list[list[str]] = []
-    medians: dict[str, list[float]] = {"copy": [], "elsewhere": []}
+    medians: dict[str, dict[str, list[float]]] = {"copy": {}, "elsewhere": {}}
     for name in given.pairs.split(","):
         files = running.pair(name)
         for rule in given.rules.split(","):
@@ -110,7 +110,7 @@ def main() -> None:
                     for kind, found in medians.items():
                         cells = compare(kad, kind, temperature, given)
                         ratio = results.ratio(cells["with"], cells["without"])
-                        found += [ratio.median] if ratio else []
+                        found.setdefault(name, []).extend([ratio.median] if ratio else [])
                         passes = [cell.tokens / max(1.0, cell.total("base_passes")) for cell in cells.values()]
                         rows.append(
                             [name, rule, f"{temperature:g}", kind, str(cells["with"].tokens), str(ratio or "-")]
@@ -118,8 +118,8 @@ def main() -> None:
                             + [" and ".join(f"{value:.2f}" for value in passes)]
                         )
     facts = {
-        "copy_gain": statistics.median(medians["copy"] or [0]),
-        "copy_loss": min(medians["elsewhere"], default=0.0),
+        "copy_gain": max((statistics.median(values) for values in medians["copy"].values() if values), default=0.0),
+        "copy_loss": min((value for values in medians["elsewhere"].values() for value in values), default=0.0),
     }
     common.show(given, "copying", "Guesses from the text itself", HEADER, rows, **facts)
 

@@ -188,7 +188,11 @@ FACTS = {
     "outside_100": ("share outside evaluation at 262k tokens, after 100 tokens of text, %", 3.0, True),
     "outside_2000": ("the same after 2,000", 3.0, True),
     "memory_mib": ("memory beyond a process that holds both contexts, MiB", 64.0, True),
-    "copy_gain": ("guesses from the text itself on a copy-and-edit prompt, over aligned guesses alone", 1.5, False),
+    "copy_gain": (
+        "guesses from the text itself on a copy-and-edit prompt, over aligned guesses alone, where it brings most",
+        1.5,
+        False,
+    ),
     "copy_loss": ("the same elsewhere", 0.97, False),
     "texts_gain": ("generate(prompt, n=8) over one text after another", 1.0, False),
 }
