@@ -111,8 +111,8 @@ void Generator::draft(const Texts & texts) {
 bool Generator::read_along(Sequence & sequence) {
     const Round & now  = sequence.now;
     Side &        side = sequence.sides[KAD_ROLE_ALIGNED];
-    side.along         = side.ahead;
     if (now.plan.along == 0) return false;
+    side.along = side.ahead;
     if (events_.shared_ids()) {
         for (size_t i = 0; i < now.plan.along; ++i) side.along.push_back(now.table[i].event);
     } else {
