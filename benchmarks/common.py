@@ -75,5 +75,8 @@ def show(
     table(header, rows)
     if given.keep:
         from results import Store
+        from running import machine
 
-        Store(given.file).keep_table(name, title, header, rows, **facts)
+        from kad_llama.files import default_threads
+
+        Store(given.file).keep_table(name, title, header, rows, machine(default_threads()), **facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plots
 import results
@@ -16,13 +17,14 @@ INTRO = """\
 
 Written by `benchmarks/peers.py page` from [results.json](results.json); nothing here is typed by hand.
 
-Every figure is a ratio of speeds within a round: in a round each candidate runs once from the same prompt ids with the
-same seed, threads, context and cache types, one after another, and speed is tokens over the time after the prompt.
-Quoted are the median over rounds and, in brackets, the tenth and ninetieth percentile. Runs of fewer than {short} tokens
-count for no ratio. Sums (the bound, shares, tokens per pass) leave out runs that took over {stalled} times as long per token
-as the median of their line: the machine did something else meanwhile. Tables say how many there were.
+Every figure is a ratio of speeds within a round, and so on one machine: in a round each candidate runs once from the
+same prompt ids with the same seed, threads, context and cache types, one after another, and speed is tokens over the
+time after the prompt. Quoted are the median over rounds and, in brackets, the tenth and ninetieth percentile. Runs of
+fewer than {short} tokens count for no ratio. Sums (the bound, shares, tokens per pass) leave out runs that took over
+{stalled} times as long per token as the median of their line: the machine did something else meanwhile. Tables say how
+many there were.
 
-Machine: {machine}.
+{machines}
 
 Pairs. *demo*: base gemma-3-270m Q4_K_M, aligned SmolLM2-135M-Instruct Q4_1, different vocabularies. *F16*, *Q8_0*,
 *Q4_0*: base SmolLM2-135M-Instruct widened to 1.3 B parameters that compute the same function, in that format; aligned
@@ -67,14 +69,25 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _intro(store: Store) -> str:
-    machine = store.machine
-    words = (
+    lines = [f"Machine {_letter(number)}: {_words(machine)}." for number, machine in enumerate(store.machines)]
+    return INTRO.format(
+        machines="\n\n".join(lines),
+        short=results.SHORT,
+        stalled=results.STALLED,
+        programs="\n".join(_programs(store)),
+    )
+
+
+def _words(machine: dict[str, Any]) -> str:
+    return (
         f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
     )
-    return INTRO.format(
-        machine=words, short=results.SHORT, stalled=results.STALLED, programs="\n".join(_programs(store))
-    )
+
+
+def _letter(number: int) -> str:
+    """What a machine is called on the page."""
+    return chr(ord("A") + number)
 
 
 def _programs(store: Store) -> list[str]:
@@ -114,7 +127,7 @@ def _about(store: Store, kind: str) -> str:
 
 
 def _bars(store: Store) -> str:
-    rows = [[what, measured, bar, verdict] for what, measured, bar, verdict in bars(store)]
+    rows = [list(line) for line in bars(store)]
     return "## Bars\n\nTemperature 1.\n\n" + markdown(["what", "measured", "bar", "met"], rows) + "\n\n" + BOUND
 
 
@@ -223,7 +236,8 @@ def _groups(store: Store) -> list[str]:
         notes = [*_refusals(cells), *_tried(cells), *_stalled(cells)]
         title = f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}"
         alone = cells.get(BASE, Cell()).speed
-        parts.append("\n\n".join([title, f"Base alone: {alone:.1f} tokens/s.", markdown(HEADER, rows), *notes]))
+        said = f"Machine {_letter(store.where[group])}. Base alone: {alone:.1f} tokens/s."
+        parts.append("\n\n".join([title, said, markdown(HEADER, rows), *notes]))
     return parts
 
 
@@ -275,7 +289,10 @@ def _row(group: Group, cells: dict[str, Cell], name: str) -> list[str]:
 
 
 def _tables(store: Store) -> list[str]:
-    return [f"## {table['title']}\n\n" + markdown(table["header"], table["rows"]) for table in store.tables.values()]
+    return [
+        f"## {table['title']}\n\nMachine {_letter(table['machine'])}.\n\n" + markdown(table["header"], table["rows"])
+        for table in store.tables.values()
+    ]
 
 
 def _pictures(drawn: Sequence[tuple[str, str]]) -> list[str]:

@@ -128,6 +128,7 @@ Report = Callable[[str], None]
 
 def measure(store: Store, group: Group, wanted: Sequence[str], amount: Amount, report: Report = lambda _: None) -> None:
     """Rounds until every candidate of the group has its positions."""
+    store.place(group, running.machine(amount.threads))
     cells = store.group(group)
     if not lacking(cells, wanted, amount):
         return
@@ -160,10 +161,6 @@ def run(given: argparse.Namespace) -> None:
     if any(program in given.candidates or given.candidates in LENGTHS for program in OUTSIDE):
         peers_build.build()
     threads = given.threads or default_threads()
-    machine = running.machine(threads)
-    if store.machine and store.machine != machine:
-        raise SystemExit(f"{given.file.name} was measured on another machine or setting; give another --file")
-    store.machine = machine
     store.programs = {
         "kad-llama": kad_llama.__version__,
         "llama-cpp-python": llama_cpp.__version__,
@@ -178,6 +175,8 @@ def run(given: argparse.Namespace) -> None:
         for rule in given.rules.split(",")
         for temperature in given.temperatures.split(",")
     ]
+    for group in groups:  # before an hour is spent on the first
+        store.place(group, running.machine(threads), given.replace)
     for name in filter(None, given.again.split(",")):
         for group in groups:
             store.group(group).pop(name, None)
@@ -223,6 +222,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scout", type=int, default=3, help="rounds that try every outside draft length (default: 3)")
     parser.add_argument("--threads", type=int, help="(default: the physical cores)")
     parser.add_argument("--again", default="", help="candidates whose runs are forgotten first")
+    parser.add_argument("--replace", action="store_true", help="forget what another machine measured of these groups")
     parser.add_argument("--quick", action="store_true", help="one run of 16 tokens each; give a --file of its own")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """The stored measurements, and what is computed from them: ratios, the best draft length, the bound.
 
-docs/results.json holds one line per cell (a pair, a rule, a temperature and a candidate) with one row per run:
+docs/results.json holds one line per cell (a pair, a rule, a temperature and a candidate), all cells of a group (a pair, a
+rule and a temperature) from one machine, with one row per run:
 round, tokens, seconds, base passes, aligned passes, base seconds, aligned seconds, drafted, accepted. In a round every
 candidate runs once from the same prompt and seed; ratios are taken within rounds.
 """
@@ -73,30 +74,54 @@ class Store:
 
     def __init__(self, path: Path = FILE) -> None:
         self.path = path
-        self.machine: dict[str, Any] = {}
+        self.machines: list[dict[str, Any]] = []
         self.programs: dict[str, str] = {}
         self.tables: dict[str, dict[str, Any]] = {}
         self.cells: dict[Group, dict[str, Cell]] = {}
+        self.where: dict[Group, int] = {}  # the machine that a group was measured on: ratios are within one
         if path.is_file():
             self._read(json.loads(path.read_text(encoding="utf-8")))
 
     def _read(self, found: dict[str, Any]) -> None:
-        self.machine, self.programs, self.tables = found["machine"], found["programs"], found["tables"]
+        self.machines, self.programs, self.tables = found["machines"], found["programs"], found["tables"]
         for line in found["cells"]:
             guesses = line.get("guesses", {})
             cell = Cell(about=line["about"], refused=line.get("refused", ""))
             cell.runs = {row[0]: Run(*row[1:], guesses=guesses.get(str(row[0]), "")) for row in line["runs"]}
-            self.group(Group(line["pair"], line["rule"], line["temperature"]))[line["candidate"]] = cell
+            group = Group(line["pair"], line["rule"], line["temperature"])
+            self.group(group)[line["candidate"]] = cell
+            self.where[group] = line["machine"]
 
     def group(self, group: Group) -> dict[str, Cell]:
         """The cells of a group by candidate."""
         return self.cells.setdefault(group, {})
 
+    def place(self, group: Group, machine: dict[str, Any], replace: bool = False) -> None:
+        """Say where a group is measured. What another machine measured of it is refused, or forgotten with `replace`."""
+        before = self.machines[self.where[group]] if self.cells.get(group) else machine
+        if before != machine:
+            if not replace:
+                raise SystemExit(
+                    f"{self.path.name} has {group.pair}, rule {group.rule}, temperature {group.temperature:g} from another "
+                    f"machine or setting ({before['processor']}, {before['threads']} threads); "
+                    "give --replace to measure it anew here, or another --file"
+                )
+            self.cells.pop(group)
+        self.where[group] = self.number(machine)
+
+    def number(self, machine: dict[str, Any]) -> int:
+        """The machine's place in the list."""
+        if machine not in self.machines:
+            self.machines.append(machine)
+        return self.machines.index(machine)
+
     def save(self) -> None:
         """Write the file, one line per cell."""
-        head = {"machine": self.machine, "programs": self.programs, "tables": self.tables}
+        head = {"machines": self.machines, "programs": self.programs, "tables": self.tables}
         lines = [
-            _line(g, name, cell, longest(cells)) for g, cells in self.cells.items() for name, cell in cells.items()
+            {**_line(g, name, cell, longest(cells)), "machine": self.where[g]}
+            for g, cells in self.cells.items()
+            for name, cell in cells.items()
         ]
         text = json.dumps(head)[:-1] + ', "cells": [\n' + ",\n".join(map(json.dumps, lines)) + "\n]}\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,10 +130,17 @@ class Store:
         os.replace(part, self.path)
 
     def keep_table(
-        self, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], **facts: float
+        self,
+        name: str,
+        title: str,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        machine: dict[str, Any],
+        **facts: float,
     ) -> None:
-        """Store another script's table, and numbers of it that bars are held against."""
-        self.tables[name] = {"title": title, "header": list(header), "rows": [list(r) for r in rows], "facts": facts}
+        """Store another script's table, where it was measured, and numbers of it that bars are held against."""
+        found = {"title": title, "header": list(header), "rows": [list(row) for row in rows], "facts": facts}
+        self.tables[name] = {**found, "machine": self.number(machine)}
         self.save()
 
 

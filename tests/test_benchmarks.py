@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -324,8 +325,22 @@ def test_texts_that_end_early_do_not_go_on_for_ever(
     assert len(store.group(GROUP)[PLAIN].runs) == 40  # 20 times the runs that full texts would take
 
 
+def test_a_group_is_of_one_machine(measured: Store) -> None:
+    store = Store(measured.path)
+    store.place(GROUP, MACHINE)
+    with pytest.raises(
+        SystemExit, match=r"rule base, temperature 1 from another .* \(Some CPU, 2 threads\).*--replace"
+    ):
+        store.place(GROUP, OTHER_MACHINE)
+    store.place(GROUP._replace(temperature=0.0), OTHER_MACHINE)  # another group may be
+    store.place(GROUP, OTHER_MACHINE, replace=True)
+    assert not store.group(GROUP)
+    assert store.machines == [MACHINE, OTHER_MACHINE]
+
+
 def test_guesses_are_stored_of_the_longest_draft_alone(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.json")
+    store.place(GROUP, MACHINE)
     store.cells[GROUP] = {f"k={k}": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), "rrcr") for k in (2, 10)}
     store.save()
     found = Store(store.path).cells[GROUP]
@@ -375,20 +390,23 @@ def test_base_alone_runs_at_the_temperature_of_its_group(
 
 # ---- The page -----------------------------------------------------------------------------------------------------------
 
+MACHINE: dict[str, Any] = {
+    "processor": "Some CPU",
+    "architecture": "x86_64",
+    "cores": 2,
+    "threads": 2,
+    "memory_gb": 8,
+    "system": "Linux",
+    "backend": "CPU",
+}
+OTHER_MACHINE = MACHINE | {"processor": "Another CPU"}
+
 
 @pytest.fixture
 def measured(tmp_path: Path) -> Store:
     """A small results file: auto is exactly twice the base alone, speculative half as fast again."""
     store = Store(tmp_path / "results.json")
-    store.machine = {
-        "processor": "Some CPU",
-        "architecture": "x86_64",
-        "cores": 2,
-        "threads": 2,
-        "memory_gb": 8,
-        "system": "Linux",
-        "backend": "CPU",
-    }
+    store.place(GROUP, MACHINE)
     store.programs = {"kad-llama": "1.2", "llama-cpp-python": "3.4", "llama.cpp": "5.6"}
     runs = {
         BASE: Run(40, 4.0),
@@ -404,7 +422,7 @@ def measured(tmp_path: Path) -> Store:
     cells["speculative k=7"].about = "llama-speculative --spec-draft-n-max 7 -s SEED"
     cells[LAZY] = Cell(refused="rule base needs both")
     store.cells[GROUP] = cells
-    store.keep_table("memory", "Memory", ["pair", "MiB"], [["demo", "70"]], memory_mib=70.0)
+    store.keep_table("memory", "Memory", ["pair", "MiB"], [["demo", "70"]], OTHER_MACHINE, memory_mib=70.0)
     return store
 
 
@@ -412,7 +430,10 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     page.write(Store(measured.path), tmp_path)
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     for line in (
-        "Some CPU (x86_64), 2 cores, 2 threads, 8 GB, Linux, CPU",
+        "Machine A: Some CPU (x86_64), 2 cores, 2 threads, 8 GB, Linux, CPU",
+        "Machine B: Another CPU",
+        "Machine A. Base alone: 10.0 tokens/s.",
+        "## Memory\n\nMachine B.",
         "| Q8_0, rule base: auto / base alone | 2.00 (2.00-2.00) | at least 1.6 | yes |",
         "| Q8_0, rule base: auto / speculative-simple k=1 | 2.50 (2.50-2.50) | at least 2.5 | yes |",
         "| Q8_0, rule base: auto / speculative k=7 | 1.25 (1.25-1.25) | at least 1.2 | yes |",
@@ -503,4 +524,10 @@ def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
     given = argparse.Namespace(keep=True, file=tmp_path / "results.json")
     common.show(given, "texts", "Eight texts", ["a"], [["1"]], texts_gain=2.0)
     kept = json.loads(given.file.read_text())["tables"]["texts"]
-    assert kept == {"title": "Eight texts", "header": ["a"], "rows": [["1"]], "facts": {"texts_gain": 2.0}}
+    assert kept == {
+        "title": "Eight texts",
+        "header": ["a"],
+        "rows": [["1"]],
+        "facts": {"texts_gain": 2.0},
+        "machine": 0,
+    }
