@@ -59,8 +59,8 @@ clean:
 
 # An extra's packages; kad-llama itself comes from the wheel that is installed already.
 $(VENV)/demo-$(DIGEST): EXTRAS = demo
-$(VENV)/test-$(DIGEST): EXTRAS = demo,test,bench
-$(VENV)/lint-$(DIGEST): EXTRAS = test,lint
+$(VENV)/test-$(DIGEST): EXTRAS = demo,test,bench,eval,lm-eval
+$(VENV)/lint-$(DIGEST): EXTRAS = test,eval,lint
 $(VENV)/%-$(DIGEST): $(BUILT)
 	@echo "kad-llama: installing what \`make $*\` needs"
 	@$(PIP) install -q "$$(echo $(BUILT)/*.whl)[$(EXTRAS)]"

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kad_llama.cli import answer, bench, chat, demo, explain, inspect, output, perplexity
+from kad_llama.cli import answer, bench, chat, demo, evaluate, explain, figures, inspect, output, perplexity
 from kad_llama.cli import arguments as flags
 from kad_llama.errors import KadError
 
@@ -50,6 +50,8 @@ def _run(argv: list[str]) -> int:
         "explain": _explain,
         "perplexity": _perplexity,
         "bench": _bench,
+        "eval": _eval,
+        "figures": _figures,
     }
     try:
         return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _answer(argv)
@@ -107,6 +109,20 @@ def _bench(argv: list[str]) -> int:
     if arguments.demo:
         arguments.model, arguments.aligned = map(str, demo.models())
     return bench.run(arguments)
+
+
+def _eval(argv: list[str]) -> int:
+    command = evaluate.parser()
+    arguments = command.parse_args(argv)
+    evaluate.check(command, arguments)
+    return evaluate.run(arguments)
+
+
+def _figures(argv: list[str]) -> int:
+    command = figures.parser()
+    arguments = command.parse_args(argv)
+    figures.check(command, arguments)
+    return figures.run(arguments)
 
 
 def _inspect(argv: list[str]) -> int:

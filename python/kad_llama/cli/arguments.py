@@ -16,6 +16,8 @@ kad-llama -m BASE.gguf -a ALIGNED.gguf [-p TEXT | -f FILE] [options]
        kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]
        kad-llama perplexity FILE -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama bench -m BASE.gguf -a ALIGNED.gguf [options]
+       kad-llama eval -m BASE.gguf -a ALIGNED.gguf --task FILE|NAME [options]
+       kad-llama figures -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama inspect -m BASE.gguf -a ALIGNED.gguf [options]
        kad-llama rules"""
 
@@ -72,29 +74,29 @@ def draft(text: str) -> int | str:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command itself."""
-    return _answering(_new_parser("kad-llama", USAGE, DESCRIPTION))
+    return _answering(new_parser("kad-llama", USAGE, DESCRIPTION))
 
 
 def explain_parser() -> argparse.ArgumentParser:
     """The parser of `kad-llama explain`: the flags of an answer."""
     return _answering(
-        _new_parser("kad-llama explain", "kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]", EXPLAIN)
+        new_parser("kad-llama explain", "kad-llama explain -m BASE.gguf -a ALIGNED.gguf -p TEXT [options]", EXPLAIN)
     )
 
 
 def perplexity_parser() -> argparse.ArgumentParser:
     """The parser of `kad-llama perplexity`."""
-    result = _new_parser(
+    result = new_parser(
         "kad-llama perplexity", "kad-llama perplexity FILE -m BASE.gguf -a ALIGNED.gguf [options]", PERPLEXITY
     )
     result.add_argument("file", metavar="FILE", help="a UTF-8 text, read as it stands")
-    _add_models(result)
+    add_models(result)
     _add_rule(result)
     group = result.add_argument_group("how it is scored")
     group.add_argument("--temp", type=float, default=1.0, metavar="X", help="temperature of each model (default 1.0)")
-    group.add_argument("--chunks", type=_positive, metavar="N", help="stop after N windows (default: the whole file)")
+    group.add_argument("--chunks", type=positive, metavar="N", help="stop after N windows (default: the whole file)")
     group.add_argument("--reproducible", action="store_true", help="rows as a reproducible run makes them")
-    _add_llama(result, 512)
+    add_llama(result, 512)
     group = result.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
@@ -103,8 +105,8 @@ def perplexity_parser() -> argparse.ArgumentParser:
 
 def bench_parser() -> argparse.ArgumentParser:
     """The parser of `kad-llama bench`."""
-    result = _new_parser("kad-llama bench", "kad-llama bench -m BASE.gguf -a ALIGNED.gguf [options]", BENCH)
-    _add_models(result)
+    result = new_parser("kad-llama bench", "kad-llama bench -m BASE.gguf -a ALIGNED.gguf [options]", BENCH)
+    add_models(result)
     _add_rule(result)
     group = result.add_argument_group("what is measured")
     group.add_argument(
@@ -113,15 +115,15 @@ def bench_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-n", "--max-tokens", type=_enough, default=64, metavar="N", help="tokens of a run, 8 or more (default 64)"
     )
-    group.add_argument("--repeats", type=_positive, default=5, metavar="N", help="runs of each that count (default 5)")
+    group.add_argument("--repeats", type=positive, default=5, metavar="N", help="runs of each that count (default 5)")
     group.add_argument(
         "--drafts", type=_drafts, metavar="N,N,...", help="values of --draft to try (default 1,2,3,4,7,11,15,auto)"
     )
     group.add_argument("--temp", type=float, default=1.0, metavar="X", help="temperature of each model (default 1.0)")
-    group.add_argument("-s", "--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default 1)")
+    group.add_argument("-s", "--seed", type=seed, default=1, metavar="N", help="of the first repeat (default 1)")
     group.add_argument("--reproducible", action="store_true", help="run the pair as reproducible runs do")
     group.add_argument("--demo", action="store_true", help="measure the demo pair; needs the `demo` extra")
-    _add_llama(result)
+    add_llama(result)
     group = result.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
@@ -146,40 +148,42 @@ def _drafts(text: str) -> tuple[int | str, ...]:
     return tuple(part if part == "auto" else int(part) for part in parts)
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """The value of --seed."""
     if not text.isdecimal() or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number 0 to 2**64 - 1")
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected a whole number of at least 1")
     return int(text)
 
 
 def _answering(result: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    _add_models(result)
+    add_models(result)
     _add_prompt(result)
     _add_sampling(result)
     add_samplers(result)
     _add_rule(result)
     _add_speed(result)
-    _add_llama(result)
+    add_llama(result)
     _add_output(result)
     return result
 
 
 def inspect_parser() -> argparse.ArgumentParser:
     """The parser of `kad-llama inspect`."""
-    result = _new_parser(
+    result = new_parser(
         "kad-llama inspect",
         "kad-llama inspect [-m BASE.gguf] [-a ALIGNED.gguf] [options]",
         "What two files are, what they need, and how they fit together.",
     )
-    _add_models(result)
+    add_models(result)
     result.add_argument("-p", "--prompt", metavar="TEXT", default="Why is the sky blue?", help="the sample prompt")
-    _add_llama(result)
+    add_llama(result)
     group = result.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object")
     group.add_argument("--verbose", action="store_true", help="show llama.cpp's log")
@@ -188,10 +192,11 @@ def inspect_parser() -> argparse.ArgumentParser:
 
 def rules_parser() -> argparse.ArgumentParser:
     """The parser of `kad-llama rules`."""
-    return _new_parser("kad-llama rules", "kad-llama rules", "Print the table of rules: which tokens the base keeps.")
+    return new_parser("kad-llama rules", "kad-llama rules", "Print the table of rules: which tokens the base keeps.")
 
 
-def _new_parser(name: str, usage: str, description: str) -> argparse.ArgumentParser:
+def new_parser(name: str, usage: str, description: str) -> argparse.ArgumentParser:
+    """A parser as every command has it."""
     # No abbreviations: a flag added later must not change what a script means.
     return argparse.ArgumentParser(
         prog=name,
@@ -202,7 +207,8 @@ def _new_parser(name: str, usage: str, description: str) -> argparse.ArgumentPar
     )
 
 
-def _add_models(result: argparse.ArgumentParser) -> None:
+def add_models(result: argparse.ArgumentParser) -> None:
+    """-m and -a."""
     group = result.add_argument_group("models")
     group.add_argument("-m", "--model", metavar="FILE", help="GGUF of the base model, large and unaligned")
     group.add_argument("-a", "--aligned", metavar="FILE", help="GGUF of the aligned model, small")
@@ -274,7 +280,8 @@ def _add_speed(result: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_llama(result: argparse.ArgumentParser, n_ctx: int = 4096) -> None:
+def add_llama(result: argparse.ArgumentParser, n_ctx: int = 4096) -> None:
+    """llama.cpp's own flags, for both models."""
     group = result.add_argument_group("llama.cpp")
     group.add_argument(
         "-c", "--ctx-size", type=int, default=n_ctx, metavar="N", help=f"context in tokens, per model (default {n_ctx})"
