@@ -4,6 +4,7 @@
     python benchmarks/evidence.py test              # at its default, and at the best of those, on the test questions
     python benchmarks/evidence.py again FOLDER      # the test questions with a pair from another run of models/tiny/train.py
     python benchmarks/evidence.py demo --data svamp.json -n 40
+    python benchmarks/evidence.py figures           # of the tiny pair, with the accuracies of `dev`
     python benchmarks/evidence.py page
 
 Answers go to docs/evidence/NAME.jsonl.xz, one per evaluation. A run that was cut goes on.
@@ -35,6 +36,7 @@ from kad_llama.evaluation import (
     report,
     write_report,
 )
+from kad_llama.figures import write_figures
 from kad_llama.rules import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,7 @@ GRID: dict[str, tuple[float, ...]] = {
 FORM = re.compile(r"The (river|founder|craft|dish) of [A-Z][a-z]+ is \w+\.")
 DEMO_RULES = ("dual", "primal", "bet", "nudging")
 SHOTS = (5,)
+PROMPTS = 24  # that the figures are drawn from
 
 
 # ---- Running -----------------------------------------------------------------------------------------------------------
@@ -211,7 +214,12 @@ TEST = """\
 
 {table}
 
-{caption}
+At the thresholds that were chosen on the development questions, where they are not the default:
+
+{chosen}
+
+{caption} Models of this size take a fraction of a millisecond per token: their speeds say nothing about those of a useful
+size (see [results.md](results.md)).
 
 ### What had to hold
 
@@ -225,7 +233,7 @@ TEST = """\
 
 {tests}
 
-Two-sided exact tests of McNemar; Holm: adjusted for all tests between settings.
+Two-sided exact tests of McNemar. Holm: adjusted for all tests of the evaluation, those of the chosen thresholds included.
 
 ### One question
 
@@ -271,6 +279,8 @@ def page(given: argparse.Namespace) -> None:
     """Write docs/evidence.md."""
     found = {name: kept(name) for name in ("dev", "test", "again", "demo")}
     parts = [INTRO, _pair(), *(_part(name, results, found) for name, results in found.items() if results is not None)]
+    if (KEPT / "figures.md").is_file():
+        parts.append(_figures())
     PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
 
 
@@ -322,16 +332,24 @@ def _test(results: Results, found: dict[str, Results | None]) -> str:
         *_bars(results),
         _bar_line("aligned alone: answers that are the taught sentence, %", 100 * form, 95, results),
     ]
-    tests = [test for test in results.tests if test.second in (BASE_ALONE, ALIGNED_ALONE)]
+    rules = [row for row in results.rows if row.is_rule]
+    defaults = [row.setting for row in rules if row.threshold == RULES[row.rule].threshold]
+    tests = [t for t in results.tests if t.first in defaults and t.second in (BASE_ALONE, ALIGNED_ALONE)]
+    beaten = [row.setting for row in rules if results.beats_both(row.setting)]
+    failed = [line for line in results.verdicts if "does not beat" in line]
+    verdict = f"{len(beaten)} of {len(rules)} settings of the rules beat both models alone (adjusted p below 0.05)."
     return TEST.format(
         n=results.counts["questions"],
         facts="\n".join(f"- {name}: {value}" for name, value in report.facts(results)),
-        table=_rows(results, results.settings),
+        table=_rows(
+            results, [name for name in results.settings if name not in {row.setting for row in rules}] + defaults
+        ),
+        chosen=_rows(results, [row.setting for row in rules if row.setting not in defaults]),
         caption=f"{report.CAPTION} {report.ALONE}",
         bars=_table(("what", "measured", "bar", "met"), lines),
-        verdicts="\n".join(f"- {line}" for line in results.verdicts),
+        verdicts="\n".join(f"- {line}" for line in [verdict, *failed]),
         tests=_table(report.TEST_HEADER, [report.test_cells(test) for test in tests]),
-        samples=_samples(results),
+        samples=_samples(results, defaults),
     )
 
 
@@ -357,19 +375,52 @@ def _bars(results: Results) -> list[list[str]]:
     return lines
 
 
+def figures(given: argparse.Namespace) -> None:
+    """Draw the tiny pair on development questions, with the accuracies of `dev`; only the vector graphics are kept."""
+    prompts = [question.prompt for question in towns("dev").questions[:PROMPTS]]
+    base, aligned, _ = tiny(TINY)
+    assert base is not None
+    assert aligned is not None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "answers.jsonl").write_bytes(lzma.decompress((KEPT / "dev.jsonl.xz").read_bytes()))
+        write_figures(
+            base,
+            aligned,
+            directory=Path(folder) / "out",
+            prompts=prompts,
+            n=24,
+            temperature=0.7,
+            results=folder,
+            n_ctx=512,
+            n_threads=1,
+        )
+        for path in (Path(folder) / "out").glob("*.svg"):
+            (KEPT / path.name).write_bytes(path.read_bytes())
+        index = (Path(folder) / "out" / "figures.md").read_text(encoding="utf-8")
+    index = re.sub(r"\n\[\w+\.svg\]\(\w+\.svg\)\n", "", index.partition("\n## Prompts")[0]).replace(".png)", ".svg)")
+    (KEPT / "figures.md").write_text(index.replace("; every number shown: figures.json", ""), encoding="utf-8")
+
+
+def _figures() -> str:
+    """The index of the figures, a level deeper."""
+    _, _, text = (KEPT / "figures.md").read_text(encoding="utf-8").partition("\n")
+    shown = re.sub(r"\]\((\w+\.svg)\)", r"](evidence/\1)", text.replace("\n## ", "\n### "))
+    return f"## Figures\n{shown}\n```console\npython benchmarks/evidence.py figures\n```"
+
+
 def _yes(met: bool) -> str:
     return "yes" if met else "no"
 
 
-def _samples(results: Results) -> str:
-    """The first question and what each setting said."""
+def _samples(results: Results, rules: Sequence[str]) -> str:
+    """The first question and what the models alone and some rules said."""
     first = results.answers[0]
     rows = []
-    for name in results.settings:
+    for name in [name for name in results.settings if name in rules or not results.row(name).is_rule]:
         answer = next(a for a in results.of(name) if a.question == first.question)
         text = answer.text.replace("\n", "\\n").replace("|", "\\|")
         rows.append([name, f"`{text}`" if text else "(nothing)", _yes(answer.correct)])
-    return f"{first.prompt} (right: {first.target})\n\n" + _table(("setting", "answer", "right"), rows)
+    return f"`{first.prompt}` (right: {first.target})\n\n" + _table(("setting", "answer", "right"), rows)
 
 
 def _again(results: Results, found: dict[str, Results | None]) -> str:
@@ -396,7 +447,7 @@ def _demo(results: Results, _: dict[str, Results | None]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"dev": dev, "test": test, "again": again, "demo": demo, "page": page}
+    commands = {"dev": dev, "test": test, "again": again, "demo": demo, "figures": figures, "page": page}
     parser.add_argument("command", choices=commands)
     parser.add_argument("folder", type=Path, nargs="?", help="for again: the files of another training run")
     parser.add_argument("--data", type=Path, help="for demo: svamp.json")

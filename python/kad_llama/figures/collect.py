@@ -147,14 +147,13 @@ class Shares:
 
     @staticmethod
     def of(place: Place) -> Shares:
-        """Choose the events; those that are likeliest to be said come first."""
+        """Choose the events, the greatest first."""
         columns = np.stack([place.p, place.q, *place.parts])
         height = np.maximum(np.maximum(columns[0], columns[1]), place.pi)
         count = min(EVENTS, height.size)
         found = np.flatnonzero(height >= np.partition(height, -count)[-count])
         found = found[np.argsort(-height[found], kind="stable")][:count]
         found = found[height[found] > 0]
-        found = found[np.lexsort((-columns[0, found], -place.pi[found]))]
         rest = np.maximum(columns.sum(axis=1) - columns[:, found].sum(axis=1), 0.0)
         return Shares(found, place.kept[found], int(place.kept.sum()), np.vstack([columns[:, found].T, rest]))
 
