@@ -267,10 +267,12 @@ benefit: there is hardly any knowledge to hand over. Reported without a bar.
 
 {table}
 
+{notes}
+
 {verdicts}
 
 ```console
-python benchmarks/evidence.py demo --data svamp.json -n {n}
+python benchmarks/evidence.py demo --data svamp.json -n {n} --max-tokens {max_tokens}
 ```
 """
 
@@ -438,6 +440,8 @@ def _again(results: Results, found: dict[str, Results | None]) -> str:
 def _demo(results: Results, _: dict[str, Results | None]) -> str:
     return DEMO.format(
         n=results.counts["questions"],
+        max_tokens=results.header["max_tokens"],
+        notes="\n".join(report.notes(results)),
         facts="\n".join(f"- {name}: {value}" for name, value in report.facts(results)),
         table=_rows(results, results.settings),
         verdicts="\n".join(f"- {line}" for line in results.verdicts),
