@@ -36,6 +36,7 @@ from kad_llama.evaluation import (
     report,
     write_report,
 )
+from kad_llama.evaluation.results import LEVEL
 from kad_llama.figures import write_figures
 from kad_llama.rules import RULES
 
@@ -62,7 +63,9 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 FORM = re.compile(r"The (river|founder|craft|dish) of [A-Z][a-z]+ is \w+\.")
 DEMO_RULES = ("dual", "primal", "bet", "nudging")
-SHOTS = (5,)
+SHOTS = (0, 5)
+TRANSCRIPT = f"{BASE_ALONE}, plain transcript"
+COOL = ("dual", "primal", "bet")  # at temperature 0, too
 PROMPTS = 24  # that the figures are drawn from
 
 
@@ -141,6 +144,7 @@ def test(given: argparse.Namespace) -> None:
         raise SystemExit("thresholds are chosen on the development questions: run `evidence.py dev` first")
     rules = [f"{row.rule}:{row.threshold}" for row in chosen(before).values()]
     run("test", tiny(TINY), towns("test"), [*GRID, *rules], shots=SHOTS, n_ctx=512, n_threads=1)
+    run("cool", tiny(TINY), towns("test"), COOL, shots=SHOTS, n_ctx=512, n_threads=1, temperature=0.0)
 
 
 def again(given: argparse.Namespace) -> None:
@@ -210,6 +214,12 @@ TEST = """\
 
 {n} questions about towns that the aligned model was never told about.
 
+What "base alone" is. In the pair both models get the aligned model's chat template, as in the published setting. The base
+has seen those marks in forum posts and scraps: that is the line "base alone", a prompt that does not suit it. "Plain
+transcript" is a form that it knows, `Question: ... Answer:`, without examples: quiz pages of its training ask and answer
+in it, these very questions among them, so it often answers at once. What the pair gains is measured against the best of
+the lines without examples.
+
 {facts}
 
 {table}
@@ -224,6 +234,12 @@ size (see [results.md](results.md)).
 ### What had to hold
 
 {bars}
+
+{cool}
+
+The four questions about a town are not independent. With the town as the unit, intervals would be up to {effect} times as
+wide. An answer counts as right where its first sentence of the form "... is X" names the fact; one that names it in another
+form counts as wrong, for every line alike.
 
 ### Does a rule beat both models alone?
 
@@ -279,15 +295,17 @@ python benchmarks/evidence.py demo --data svamp.json -n {n} --max-tokens {max_to
 
 def page(given: argparse.Namespace) -> None:
     """Write docs/evidence.md."""
-    found = {name: kept(name) for name in ("dev", "test", "again", "demo")}
-    parts = [INTRO, _pair(), *(_part(name, results, found) for name, results in found.items() if results is not None)]
+    found = {name: kept(name) for name in ("dev", "test", "cool", "again", "demo")}
+    parts = [INTRO, _pair(), *(_part(name, found) for name in ("dev", "test", "again", "demo") if found[name])]
     if (KEPT / "figures.md").is_file():
         parts.append(_figures())
     PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
 
 
-def _part(name: str, results: Results, found: dict[str, Results | None]) -> str:
+def _part(name: str, found: dict[str, Results | None]) -> str:
     parts = {"dev": _dev, "test": _test, "again": _again, "demo": _demo}
+    results = found[name]
+    assert results is not None
     return parts[name](results, found)
 
 
@@ -336,10 +354,17 @@ def _test(results: Results, found: dict[str, Results | None]) -> str:
     ]
     rules = [row for row in results.rows if row.is_rule]
     defaults = [row.setting for row in rules if row.threshold == RULES[row.rule].threshold]
-    tests = [t for t in results.tests if t.first in defaults and t.second in (BASE_ALONE, ALIGNED_ALONE)]
+    alone = {row.setting for row in results.rows if not row.is_rule}
+    main = {f"{name} {RULES[name].threshold:g}" for name in DEMO_RULES}
+    tests = [t for t in results.tests if t.second in alone and (t.first in main or t.first in alone)]
     beaten = [row.setting for row in rules if results.beats_both(row.setting)]
     failed = [line for line in results.verdicts if "does not beat" in line]
-    verdict = f"{len(beaten)} of {len(rules)} settings of the rules beat both models alone (adjusted p below 0.05)."
+    ahead = [t for t in results.tests if t.second == TRANSCRIPT and t.first in beaten and t.difference > 0]
+    verdict = (
+        f"{len(beaten)} of {len(rules)} settings of the rules beat both models alone with the pair's prompt "
+        f"(adjusted p below 0.05); {sum(t.adjusted < LEVEL for t in ahead)} of them are ahead of the base with its plain "
+        "transcript, too."
+    )
     return TEST.format(
         n=results.counts["questions"],
         facts="\n".join(f"- {name}: {value}" for name, value in report.facts(results)),
@@ -349,6 +374,8 @@ def _test(results: Results, found: dict[str, Results | None]) -> str:
         chosen=_rows(results, [row.setting for row in rules if row.setting not in defaults]),
         caption=f"{report.CAPTION} {report.ALONE}",
         bars=_table(("what", "measured", "bar", "met"), lines),
+        cool=_cool(found["cool"]),
+        effect=_effect(results),
         verdicts="\n".join(f"- {line}" for line in [verdict, *failed]),
         tests=_table(report.TEST_HEADER, [report.test_cells(test) for test in tests]),
         samples=_samples(results, defaults),
@@ -362,14 +389,15 @@ def _bar_line(what: str, total: float, bar: float, results: Results) -> list[str
 
 def _bars(results: Results) -> list[list[str]]:
     """What issue and reader ask of the pair: distances in points and whether the intervals lie apart."""
-    base, aligned = results.accuracy(BASE_ALONE), results.accuracy(ALIGNED_ALONE)
+    alone = [results.accuracy(name) for name in (BASE_ALONE, TRANSCRIPT, ALIGNED_ALONE)]
+    best = max(alone, key=lambda share: share.value)
     lines = []
     for rule, least in (("dual", 15.0), ("bet", 0.0), ("primal", 0.0)):
         share = results.accuracy(f"{rule} {RULES[rule].threshold:g}")
-        distance = 100 * (share.value - max(base.value, aligned.value))
-        apart = share.low > max(base.high, aligned.high)
+        distance = 100 * (share.value - best.value)
+        apart = share.low > max(one.high for one in alone)
         met = apart and distance >= least
-        what = f"`{rule}` at its default over the better of the two models alone, intervals apart"
+        what = f"`{rule}` at its default over the best of the models alone, without examples and with either prompt"
         measured = f"{distance:+.1f} points, {'apart' if apart else 'not apart'}"
         lines.append([what, measured, f"at least {least:g} points" if least else "above", "yes" if met else "no"])
     worked = results.accuracy(f"{BASE_ALONE}, 5 worked examples")
@@ -400,7 +428,7 @@ def figures(given: argparse.Namespace) -> None:
             (KEPT / path.name).write_bytes(path.read_bytes())
         index = (Path(folder) / "out" / "figures.md").read_text(encoding="utf-8")
     index = re.sub(r"\n\[\w+\.svg\]\(\w+\.svg\)\n", "", index.partition("\n## Prompts")[0]).replace(".png)", ".svg)")
-    (KEPT / "figures.md").write_text(index.replace("; every number shown: figures.json", ""), encoding="utf-8")
+    (KEPT / "figures.md").write_text(index.replace("- every number shown: figures.json\n", ""), encoding="utf-8")
 
 
 def _figures() -> str:
@@ -408,6 +436,28 @@ def _figures() -> str:
     _, _, text = (KEPT / "figures.md").read_text(encoding="utf-8").partition("\n")
     shown = re.sub(r"\]\((\w+\.svg)\)", r"](evidence/\1)", text.replace("\n## ", "\n### "))
     return f"## Figures\n{shown}\n```console\npython benchmarks/evidence.py figures\n```"
+
+
+def _cool(results: Results | None) -> str:
+    if results is None:
+        return ""
+    return "At temperature 0, where `primal` keeps the base's best token and is the base:\n\n" + _rows(
+        results, results.settings
+    )
+
+
+def _effect(results: Results) -> str:
+    """How much wider intervals would be with the town as the unit: the root of the largest design effect."""
+    found = []
+    for name in results.settings:
+        marks: dict[str, list[bool]] = {}
+        for answer in results.of(name):
+            marks.setdefault(answer.question.rpartition("-")[0], []).append(answer.correct)
+        mean = results.accuracy(name).value
+        between = sum((sum(town) - mean * len(town)) ** 2 for town in marks.values())
+        if 0 < mean < 1:
+            found.append(between / (len(results.of(name)) * mean * (1 - mean)))
+    return f"{max(found) ** 0.5:.1f}"
 
 
 def _yes(met: bool) -> str:

@@ -131,6 +131,14 @@ def test_worked_examples_are_a_transcript(tiny_pair: Pair, task: Task, tmp_path:
     assert (answer.rule, answer.threshold, answer.shots, answer.mode) == ("base", None, 2, "plain")
 
 
+def test_a_plain_transcript_without_examples(tiny_pair: Pair, task: Task, tmp_path: Path) -> None:
+    results = asked(*tiny_pair, task, directory=tmp_path / "out", rules=["dual"], n=1, shots=[0])
+    assert results.settings == ["base alone", "base alone, plain transcript", "aligned alone", "dual 0.4"]
+    (answer,) = results.of("base alone, plain transcript")
+    assert answer.prompt == "Question: 10 + 0\nAnswer:"
+    assert [row.is_rule for row in results.rows] == [False, False, False, True]
+
+
 def test_worked_examples_by_default(task: Task) -> None:
     assert [setting.shots for setting in settings_of(task, ["dual"])] == [0, 0, 0]  # it has two, not five
     five = replace(task, examples=task.examples * 3)
@@ -438,7 +446,7 @@ def test_errors_before_anything_is_opened(
     refused(InvalidArgumentError, "repetitions is 0; expected", repetitions=0)
     refused(InvalidArgumentError, "jobs is 65; expected", jobs=65)
     refused(InvalidArgumentError, "3 worked examples were asked for, but task 'sums' has 2", shots=[3])
-    refused(InvalidArgumentError, "shots has 0; expected", shots=[0])
+    refused(InvalidArgumentError, "shots has -1; expected", shots=[-1])
     refused(InvalidArgumentError, "temperature 0 with rule_temperature", temperature=0, rule_temperature="sampling")
     refused(InvalidArgumentError, "n_ctx", n_ctx=0)
     refused(Exception, "missing.gguf", pair=(tmp_path / "missing.gguf", tiny_pair[1]))

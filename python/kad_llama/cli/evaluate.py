@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shutil
 import sys
@@ -88,7 +89,8 @@ def _add_compared(result: argparse.ArgumentParser) -> None:
         "--shots",
         type=_counts,
         metavar="K,...",
-        help="also the base alone with K worked examples, for each K; 0 = none (default: 5 if the task has them)",
+        help="also the base alone with K worked examples, for each K; 0 = a plain transcript without any; none = nothing of "
+        "the kind (default: 5 if the task has them)",
     )
 
 
@@ -130,13 +132,15 @@ def _words(text: str) -> list[str]:
 
 
 def _counts(text: str) -> list[int]:
+    if text.strip() == "none":
+        return []
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not part.isdecimal() or int(part) >= 1000:
             raise argparse.ArgumentTypeError(
-                f"invalid value {part!r}: expected whole numbers below 1000 with commas between them"
+                f"invalid value {part!r}: expected whole numbers below 1000 with commas between them, or none"
             )
-    return [int(part) for part in parts if int(part)]
+    return [int(part) for part in parts]
 
 
 def check(command: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -177,12 +181,13 @@ def run(arguments: argparse.Namespace) -> int:
         results = _evaluate(arguments, task, folder, begun)
     except KeyboardInterrupt:
         if begun:
-            _report(read_results(folder), folder, arguments.json)
             output.note("interrupted: the same command goes on from here")
+            _report(read_results(folder), folder, arguments.json)
         return answer.INTERRUPTED
     except KadError:
         if begun:
-            _report(read_results(folder), folder, arguments.json)
+            with contextlib.suppress(KadError):  # the first error says what went wrong
+                _report(read_results(folder), folder, arguments.json)
         raise
     _report(results, folder, arguments.json)
     return 0

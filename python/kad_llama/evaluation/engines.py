@@ -113,10 +113,10 @@ class Engines:
     def prompt(self, setting: Setting, task: Task, question: Question) -> Prompt:
         """What a setting goes on from.
 
-        The base alone has the prompt that it has in the pair. With worked examples it has the plain transcript, whose turn
-        marker ends the text.
+        The base alone has the prompt that it has in the pair. As a transcript, with worked examples or without, it has
+        "Question: ... Answer:", whose turn marker ends the text.
         """
-        if setting.shots:
+        if setting.transcript:
             return self._engine(setting).prompt(_transcript(task, question, setting.shots))
         messages = _messages(task, question.prompt)
         if not (setting.alone and setting.rule == "base"):

@@ -75,7 +75,7 @@ def _accuracy(rows: Sequence[Row]) -> Figure:
         axes.plot([low, low, high, high], [place] * 4, "|", color="0.45", markersize=8)
         filled = "black" if row.is_rule else "white"
         axes.plot(100 * row.accuracy.value, place, "o", markerfacecolor=filled, markeredgecolor="black", markersize=7)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(-2, 102)  # whole markers at the ends
     axes.set_xlabel("right answers (%); filled: the pair, open: one model alone")
     axes.grid(axis="x", color="0.9")
     _names(axes, rows)
@@ -104,7 +104,7 @@ def _against_speed(rows: Sequence[Row]) -> Figure | None:
         )
     axes.set_xlabel("tokens per second: median and quartiles")
     axes.set_ylabel("right answers (%), 95 % interval")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(-2, 102)
     axes.set_xlim(left=0)
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
@@ -132,7 +132,7 @@ def _who_spoke(rows: Sequence[Row]) -> Figure | None:
     )
     alphas = [(100 * row.deferred_mass, place) for place, row in zip(places, shown, strict=True)]
     axes.plot(*zip(*alphas, strict=True), "D", color="white", markeredgecolor="black", markersize=6, label="mean alpha")
-    axes.set_xlim(0, 100)
+    axes.set_xlim(-2, 102)
     axes.set_xlabel("share of the tokens (%)")
     _names(axes, shown)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kad_llama.errors import InvalidArgumentError
 from kad_llama.evaluation.results import Results, Row
 from kad_llama.evaluation.statistics import PairedTest, Share, Spread
 
@@ -36,8 +37,8 @@ CAPTION = (
     "mean alpha: over all tokens. Tokens: mean of an answer."
 )
 ALONE = (
-    "A model alone runs plain, one token per pass. The base alone has the prompt that it has in the pair; with worked "
-    "examples it has a plain transcript of questions and answers that are not asked here."
+    "A model alone runs plain, one token per pass. The base alone has the prompt that it has in the pair; as a plain "
+    "transcript and with worked examples it has Question: ... Answer:, and the examples are not asked here."
 )
 TESTS_ONE = (
     "Better, worse: questions that only the first, only the second answers right. p: exact test of McNemar, two-sided."
@@ -241,6 +242,11 @@ def write_report(results: Results, directory: str | os.PathLike[str]) -> tuple[P
 def _written(path: Path, text: str) -> Path:
     """In one piece, so that a reader never sees half a report."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="replace")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8", errors="replace")
+        part.replace(path)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"cannot write {str(path)!r}: {error.strerror}; the answers are kept, and --report writes the report anew"
+        ) from error
     return path

@@ -62,7 +62,7 @@ class Row:
     @property
     def is_rule(self) -> bool:
         """Whether the pair answered."""
-        return self.setting not in (BASE_ALONE, ALIGNED_ALONE) and not self.shots
+        return not self.setting.startswith((BASE_ALONE, ALIGNED_ALONE))
 
 
 class Results:
@@ -88,10 +88,9 @@ class Results:
         """The settings that have answers: the models alone first, then the rules as they came."""
 
         def place(name: str) -> int:
-            first = self._by_setting[name][0]
-            return 0 if name == BASE_ALONE else 1 if first.shots else 2 if name == ALIGNED_ALONE else 3
+            return 0 if name == BASE_ALONE else 1 if name.startswith(BASE_ALONE) else 2 if name == ALIGNED_ALONE else 3
 
-        return sorted(self._by_setting, key=place)
+        return sorted(self._by_setting, key=lambda name: (place(name), self._by_setting[name][0].shots))
 
     def of(self, setting: str) -> list[Answer]:
         """Return the answers of a setting.
@@ -203,12 +202,19 @@ class Results:
         tests = self._against_the_models(row.setting)
         if len(tests) < 2:
             return f"{row.setting} shares no question with both models alone."
-        what = " and ".join(f"{_points(test.difference)} against {test.second} ({_p(test.adjusted)})" for test in tests)
+        what = " and ".join(map(_against, tests))
         if self.beats_both(row.setting):
-            return f"{row.setting} beats both models alone: {what}."
+            others = [test for test in self.tests if test.first == row.setting and test.second in self._other_prompts]
+            more = f" With another prompt for the base: {', '.join(map(_against, others))}." if others else ""
+            return f"{row.setting} beats both models alone: {what}.{more}"
         reasons = self._reasons(row, tests)
         told = " ".join(reasons) if reasons else "Its own figures do not show why."
         return f"{row.setting} does not beat both models alone: {what}. {told}"
+
+    @property
+    def _other_prompts(self) -> list[str]:
+        """The base alone, but for the prompt that it has in the pair."""
+        return [name for name in self.settings if name.startswith(BASE_ALONE) and name != BASE_ALONE]
 
     def _reasons(self, row: Row, tests: Sequence[PairedTest]) -> list[str]:
         found = []
@@ -275,6 +281,10 @@ def _over_tokens(answers: Sequence[Answer], name: str) -> float:
     pairs = [(getattr(a, name), a.tokens) for a in answers if getattr(a, name) is not None and a.tokens]
     tokens = sum(n for _, n in pairs)
     return math.fsum(value * n for value, n in pairs) / tokens if tokens else math.nan
+
+
+def _against(test: PairedTest) -> str:
+    return f"{_points(test.difference)} against {test.second} (adjusted {_p(test.adjusted)})"
 
 
 def _points(difference: float) -> str:

@@ -14,19 +14,25 @@ from kad_llama.rules import RULES, c_rule
 __all__ = ["DEFAULT_SHOTS", "Setting", "read_rule", "settings_of"]
 
 DEFAULT_SHOTS = 5  # worked examples that the base gets beside the rest, where the task has as many
+TRANSCRIPT = f"{BASE_ALONE}, plain transcript"
 
 RuleTemperature = float | Literal["sampling"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One of the things compared. `alone`: one model, without the other; `shots`: worked examples in the base's prompt."""
+    """One of the things compared.
+
+    `alone`: one model, without the other; `transcript`: the base's prompt is a plain transcript with `shots` worked
+    examples.
+    """
 
     name: str
     rule: str
     threshold: float | None
     shots: int = 0
     alone: bool = False
+    transcript: bool = False
 
 
 def read_rule(text: str, rule_temperature: RuleTemperature = 1.0) -> Setting:
@@ -61,7 +67,8 @@ def settings_of(
 ) -> list[Setting]:
     """Return what is to be compared, each once, in the order in which a question is answered.
 
-    `shots` is None for 5 worked examples if the task has as many, none otherwise; () for none.
+    `shots` is None for 5 worked examples if the task has as many, none otherwise; () for none. 0 is the plain transcript
+    without any.
     """
     if isinstance(rules, str):
         rules = rules.split(",")
@@ -70,11 +77,11 @@ def settings_of(
     if single:
         found.append(Setting(BASE_ALONE, "base", None, alone=True))
     for n in wanted:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidArgumentError(f"shots has {n!r}; expected whole numbers of at least 1")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise InvalidArgumentError(f"shots has {n!r}; expected whole numbers of at least 0")
         task.worked(n)
-        name = f"{BASE_ALONE}, {n} worked example{'s' if n > 1 else ''}"
-        found.append(Setting(name, "base", None, shots=n, alone=True))
+        name = f"{BASE_ALONE}, {n} worked example{'s' if n > 1 else ''}" if n else TRANSCRIPT
+        found.append(Setting(name, "base", None, shots=n, alone=True, transcript=True))
     if single:
         found.append(Setting(ALIGNED_ALONE, "aligned", None, alone=True))
     found += [read_rule(text, rule_temperature) for text in rules if text.strip()]

@@ -262,6 +262,8 @@ def _entries(content: bytes, path: str, skipped: list[str] | None) -> Iterator[t
             items = json.loads(text)
         except json.JSONDecodeError as error:
             raise InvalidArgumentError(f"{path!r}, line {error.lineno}: {error.msg}; expected one JSON list") from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{path!r}: {error}; expected one JSON list, or an object per line") from None
         yield from ((i, f"{path!r}, entry {i}", item) for i, item in enumerate(items, start=1))
         return
     for i, line in enumerate(text.split("\n"), start=1):
@@ -272,6 +274,8 @@ def _entries(content: bytes, path: str, skipped: list[str] | None) -> Iterator[t
             yield i, where, json.loads(line)
         except json.JSONDecodeError as error:
             _bad(f"{where}: {error.msg} at column {error.colno}; expected one JSON object", skipped)
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            _bad(f"{where}: {error}; expected one JSON object", skipped)
 
 
 def _bad(why: str, skipped: list[str] | None) -> None:
