@@ -17,6 +17,7 @@ import pytest
 from scipy.stats import binomtest
 
 from kad_llama.cli import main
+from kad_llama.errors import InvalidArgumentError
 from kad_llama.evaluation import Answer, Results, read_results, write_report
 from kad_llama.evaluation import report as report_module
 from kad_llama.evaluation.plots import plots
@@ -403,3 +404,9 @@ def test_captions_name_what_the_table_has() -> None:
     for heading in ("Right", "Form", "Tokens/s", "Guesses right", "Aligned said", "alpha", "Tokens:"):
         assert heading in report_module.CAPTION
     assert math.isnan(Results(HEADER, [answer("base alone", "a", drafted=0)]).row("base alone").acceptance)
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(InvalidArgumentError, match=r"cannot write .*report\.md.*--report writes the report anew"):
+        write_report(Results(HEADER, made()), tmp_path)

@@ -358,6 +358,9 @@ def test_answers_of_something_else_are_refused(tiny_pair: Pair, tiny: Tiny, task
     refused("differs in n ctx", n_ctx=256)
     refused("differs in rule temperature", rule_temperature="sampling")
     refused("differs in reproducible", reproducible=True)
+    refused(r"differs in params \(there None, here .*q8_0", base_params={"type_k": "q8_0"})
+    asked(base, aligned, task, directory=out, n=1, base_params={"load_mode": 0})  # changes no number
+    assert (out / "answers.jsonl").read_bytes() == before
     refused("temperature .*; max tokens", temperature=0.5, max_tokens=5)
     (tmp_path / "data.jsonl").write_text((tmp_path / "data.jsonl").read_text() + "\n")
     refused(r"differs in the data \(there [0-9a-f]{12}, here [0-9a-f]{12}\)", task=load_task(tmp_path / "sums.toml"))

@@ -122,6 +122,13 @@ def test_a_malformed_line_is_named_or_skipped(write: Write, line: str, message: 
     assert len(task.skipped) == 1 and "sums.jsonl', line 2: " in task.skipped[0]
 
 
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"a": 1, "b": ' + "9" * 5000 + "}"], ids=["brackets", "digits"])
+def test_a_line_that_the_parser_gives_up_on(write: Write, line: str) -> None:
+    test_a_malformed_line_is_named_or_skipped(write, line, "line 2: ")
+    with pytest.raises(InvalidArgumentError, match=r"sums.jsonl'.*expected one JSON list|sums.jsonl', line 1: "):
+        load_task(write(lines=line))
+
+
 def test_two_questions_of_one_id(write: Write) -> None:
     path = write(TASK + 'id = "{a}"\n', [*LINES, {"a": 1, "b": 9, "sum": 10}])
     with pytest.raises(InvalidArgumentError, match=r"line 3: the id '1' is also that of .*line 1"):

@@ -27,7 +27,7 @@ _LOCK = "answers.lock"
 
 # Entries of the header that must agree; the others (names, versions) are for people to read.
 _MODELS = ("base", "aligned", "reference")
-_SAMPLING = ("temperature", "rule_temperature", "max_tokens", "seed", "n_ctx", "reproducible")
+_SAMPLING = ("temperature", "rule_temperature", "max_tokens", "seed", "n_ctx", "reproducible", "params")
 _TASK = ("name", "sha256", "data_sha256", "examples_sha256")
 
 

@@ -179,8 +179,26 @@ def _header(models: Models, task: Task, chosen: Settings, reading: Callable[[str
         "seed": chosen.seed,
         "n_ctx": models.keywords.get("n_ctx", 4096),
         "reproducible": bool(models.keywords.get("reproducible")),
+        "params": _params(models),
         "versions": _versions(),
     }
+
+
+_LOADING = ("load_mode", "lazy_mode", "check_tensors")  # how a file is read changes no number
+
+
+def _params(models: Models) -> dict[str, dict[str, str]] | None:
+    """llama.cpp's settings of each model that were given, such as cache types: they change rows, and so texts."""
+    given = {role: models.keywords.get(f"{role}_params") or {} for role in ("base", "aligned")}
+    given["reference"] = models.reference_params or {}
+    for role, name in (("base", "n_gpu_layers"), ("aligned", "n_gpu_layers_aligned")):
+        if models.keywords.get(name, -1) != -1:
+            given[role] = {**given[role], "n_gpu_layers": models.keywords[name]}
+    found = {
+        role: {name: str(value) for name, value in sorted(params.items()) if name not in _LOADING}
+        for role, params in given.items()
+    }
+    return {role: params for role, params in found.items() if params} or None
 
 
 def _versions() -> dict[str, str]:
