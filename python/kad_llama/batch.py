@@ -50,7 +50,8 @@ class _Batch:
         failure: KadError | None = None
         for i, text in list(self._open.items()):
             try:
-                ended = text.take()
+                text.take()
+                ended = text.settle()
             except KadError as error:
                 failure = failure or error
                 continue
@@ -70,7 +71,7 @@ class _Batch:
             if interrupted:
                 with contextlib.suppress(KadError):
                     text.take()  # what was said before the step was cut short
-                text.settle(ended=True)
+                text.settle(cut=True)
             self.results[i] = text.summary(interrupted)
         finally:
             text.close()

@@ -8,7 +8,6 @@ import math
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -77,6 +76,9 @@ class Text:
     """One text being written in an engine: its sequence, what it said, what is held back.
 
     Tokens are held back while their bytes do not make whole characters and while a stop string may still take them away.
+
+    Ctrl-C may strike between any two bytecodes. So lists only grow, each by one call, what is still to be done follows from
+    their lengths, and everything here may be done again.
     """
 
     def __init__(self, engine: Any, prompt: Prompt, settings: Settings, seed: int) -> None:
@@ -89,13 +91,10 @@ class Text:
         self._place: Any = ffi.new("kad_sequence **")
         self._guard: Any = ffi.gc(self._place, lib.kad_sequence_release)
         self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
-        self.ready: deque[Token] = deque()  # to be handed out
-        self._held: deque[tuple[Token, int]] = deque()  # with the text's length in bytes after each
-        self._partial: list[Token] = []  # settled, but the last character goes on
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._bytes = 0
-        self._tokens: list[Token] = []
-        self.said = 0  # tokens of the last step in the buffer
+        self._count = ffi.new("int32_t *")  # tokens in the buffer
+        self._before = 0  # tokens said before those
+        self._said: list[tuple[Token, int]] = []  # all of them, with the text's length in bytes after each
+        self.tokens: list[Token] = []  # those that can no longer change, with their texts
         self._open(prompt)
 
     def _open(self, prompt: Prompt) -> None:
@@ -130,31 +129,30 @@ class Text:
         """The open sequence; NULL after `close`."""
         return self._place[0]
 
-    def take(self, count: int | None = None) -> bool:
-        """Take over what was said: `count` tokens in the buffer, or what the engine has. True when the text has ended."""
-        if count is None:
-            size = ffi.new("int32_t *")
-            check(lib.kad_sequence_take(self.sequence, self._buffer, len(self._buffer), size))
-            count = size[0]
-        for i in range(count):
-            self._hold(self._buffer[i])
-        ended = bool(lib.kad_sequence_finish(self.sequence) != lib.KAD_FINISH_NONE)
-        self.settle(ended)
-        return ended
-
     def step(self) -> int:
         """One piece of work for this text alone: the status."""
-        count = ffi.new("int32_t *")
-        status = lib.kad_sequence_step(self.sequence, self._buffer, len(self._buffer), count)
-        self.said = count[0]
-        return int(status)
+        self._empty_buffer()
+        return int(lib.kad_sequence_step(self.sequence, self._buffer, len(self._buffer), self._count))
+
+    def take(self) -> None:
+        """Take over what the engine has."""
+        self._empty_buffer()
+        check(lib.kad_sequence_take(self.sequence, self._buffer, len(self._buffer), self._count))
 
     def close(self) -> None:
         """Give up the sequence; what was written stays."""
         lib.kad_sequence_release(self._place)
 
-    def _hold(self, said: Any) -> None:
-        self._bytes += said.n_bytes
+    def _empty_buffer(self) -> None:
+        self._read_buffer()
+        self._count[0] = 0
+        self._before = len(self._said)
+
+    def _read_buffer(self) -> None:
+        while len(self._said) < self._before + self._count[0]:
+            self._said.append(self._token(self._buffer[len(self._said) - self._before]))
+
+    def _token(self, said: Any) -> tuple[Token, int]:
         token = Token(
             "",
             bytes(ffi.buffer(said.bytes, said.n_bytes)),
@@ -168,30 +166,31 @@ class Text:
             _or_none(said.aligned_logprob),
             tuple(ffi.unpack(said.ids, said.n_ids)),
         )
-        self._held.append((token, self._bytes))
+        return token, (self._said[-1][1] if self._said else 0) + said.n_bytes
 
-    def settle(self, ended: bool) -> None:
-        """Hand out what can no longer change: whole characters that no stop string can take away."""
+    def settle(self, cut: bool = False) -> bool:
+        """Hand out whole characters that no stop string can take away; all there is, where the text ends here.
+
+        True when it has ended, or is `cut`.
+        """
+        self._read_buffer()
+        ended = cut or bool(lib.kad_sequence_finish(self.sequence) != lib.KAD_FINISH_NONE)
         length, settled = ffi.new("size_t *"), ffi.new("size_t *")
         check(lib.kad_sequence_length(self.sequence, length, settled))
-        while self._held and (ended or self._held[0][1] <= settled[0]):
-            token, end = self._held.popleft()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # what is handed out ends with a whole character
+        character: list[Token] = []
+        for token, end in self._said[len(self.tokens) :]:
             begin = end - len(token.bytes)
-            if begin >= length[0]:
-                self._held.clear()  # this one and all after it lie in the stop string
-                break
-            self._partial.append(replace(token, text=self._decoder.decode(token.bytes[: length[0] - begin])))
-            if not self._decoder.getstate()[0]:
-                self._hand_out()
-        if ended and self._partial:
-            rest = self._decoder.decode(b"", final=True)
-            self._partial[-1] = replace(self._partial[-1], text=self._partial[-1].text + rest)
-            self._hand_out()
-
-    def _hand_out(self) -> None:
-        self.ready.extend(self._partial)
-        self._tokens.extend(self._partial)
-        self._partial.clear()
+            if begin >= length[0] or not (ended or end <= settled[0]):
+                break  # this one and all after it lie in the stop string, or may
+            character.append(replace(token, text=decoder.decode(token.bytes[: length[0] - begin])))
+            if not decoder.getstate()[0]:
+                self.tokens.extend(character)
+                character = []
+        if ended and character:
+            rest = decoder.decode(b"", final=True)
+            self.tokens.extend([*character[:-1], replace(character[-1], text=character[-1].text + rest)])
+        return ended
 
     def stats(self) -> Stats:
         c = ffi.new("kad_stats *")
@@ -227,8 +226,8 @@ class Text:
             reason = "interrupted"
         elif finish in (lib.KAD_FINISH_EOG, lib.KAD_FINISH_STOP):
             reason = "stop"
-        joined = "".join(token.text for token in self._tokens)
-        return Generation(joined, list(self._tokens), reason, self._seed, self.stats())
+        joined = "".join(token.text for token in self.tokens)
+        return Generation(joined, list(self.tokens), reason, self._seed, self.stats())
 
 
 class Stream:
@@ -246,6 +245,7 @@ class Stream:
         self._result: Generation | None = None
         self._open = False
         self._stepping = False
+        self._handed_out = 0  # tokens
         self._text = Text(engine, prompt, settings, seed_of(settings))
         self._open = True
         self._release = release
@@ -257,13 +257,14 @@ class Stream:
 
     def __next__(self) -> Token:
         with self._lock:
-            while not self._text.ready:
+            while self._handed_out == len(self._text.tokens):
                 if self._closing:
                     self._end(interrupted=True)
                 if not self._open:
                     raise StopIteration
                 self._step()
-            return self._text.ready.popleft()
+            self._handed_out += 1
+            return self._text.tokens[self._handed_out - 1]
 
     @property
     def busy(self) -> bool:
@@ -279,7 +280,7 @@ class Stream:
             if status == lib.KAD_INTERRUPTED and self._closing:
                 return self._end(interrupted=True)  # close() in another thread
             check(status)
-            ended = self._text.take(self._text.said)
+            ended = self._text.settle()
         except BaseException:
             self._end(interrupted=True)
             raise
@@ -339,7 +340,7 @@ class Stream:
         try:
             if self._open:
                 if interrupted:
-                    self._text.settle(ended=True)
+                    self._text.settle(cut=True)
                 self._result = self._text.summary(interrupted)
         finally:
             # All of it may be done again, where Ctrl-C cut it short.
