@@ -264,7 +264,7 @@ kad-llama eval -m models/tiny/base.gguf -a models/tiny/aligned.gguf --task model
 AGAIN = """\
 ## Trained again
 
-The same script with the same seed, run a second time.
+The same script with the same seed, run a second time. {same}
 
 {table}
 
@@ -484,7 +484,11 @@ def _again(results: Results, found: dict[str, Results | None]) -> str:
         one, two = before.accuracy(name), results.accuracy(name)
         agree = one.low <= two.high and two.low <= one.high
         rows.append([name, _share(one), _share(two), _yes(agree)])
-    return AGAIN.format(table=_table(("setting", "the files here", "trained again", "intervals overlap"), rows))
+    same = before is not None and all(before.header[role] == results.header[role] for role in ("base", "aligned"))
+    says = "Base and aligned model came out the same to the byte." if same else "The files are other ones."
+    return AGAIN.format(
+        same=says, table=_table(("setting", "the files here", "trained again", "intervals overlap"), rows)
+    )
 
 
 def _demo(results: Results, _: dict[str, Results | None]) -> str:

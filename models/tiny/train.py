@@ -4,7 +4,7 @@
 
 base.gguf has read pages about every town (world.py). reference.gguf, a smaller model, has read pages about the taught towns
 alone; aligned.gguf is that model after dialogues. Also written: the questions, and train.json with losses and times.
-PyTorch on two CPU cores takes about half an hour.
+PyTorch on two CPU cores takes 20 to 30 minutes.
 """
 
 from __future__ import annotations
