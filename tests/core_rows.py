@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,16 @@ def allocations(core: law.Core, pair: Pair, coins: NDArray[np.float64]) -> int:
 def total(core: law.Core, row: law.Row32, temperature: float) -> float:
     """The normaliser, relative to the largest logit."""
     return float(core.lib.rows_total(law.floats(core, row), row.size, temperature))
+
+
+@contextmanager
+def shared(core: law.Core, threads: int) -> Iterator[None]:
+    """Long rows are read by so many threads at once."""
+    core.lib.rows_threads(threads)
+    try:
+        yield
+    finally:
+        core.lib.rows_threads(1)
 
 
 def exp_minus(core: law.Core, y: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -186,6 +186,41 @@ def test_contracted_multiply_adds_would_be_noticed(cores: dict[str, law.Core]) -
     assert bits(cores["contracted"], 515, 31) != bits(cores["scalar"], 515, 31)
 
 
+# ---- Threads that share a row ------------------------------------------------------------------------------------------
+
+LONG = 100_003  # entries: 196 blocks, the last of them short
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_any_number_of_threads_gives_the_same_bits(core: law.Core, threads: int) -> None:
+    alone = bits(core, LONG, 47)
+    with core_rows.shared(core, threads):
+        assert bits(core, LONG, 47) == alone
+
+
+def sharing_check(core: law.Core) -> list[str]:
+    """A row whose parts differ in what they hold, and a bad logit in each."""
+    row = make_row("ordinary", LONG, 3)
+    ways = {place: row.copy() for place in (0, 33_000, 67_000, LONG - 1)}
+    wrong = []
+    for place, bad in ways.items():
+        bad[place] = np.nan
+        case = law.Case(bad, row)
+        with core_rows.shared(core, 3):
+            try:
+                core_rows.read(core, Pair(Row(bad), Row(row), case))
+                wrong.append(f"token {place} is no number, and nothing is said of it")
+            except AssertionError as error:
+                wrong += [] if f"token {place} is" in str(error) else [str(error)]
+    with core_rows.shared(core, 3):
+        total = core_rows.total(core, row, 1.0)
+        coins = np.random.default_rng(5).random((40, 4))
+        pair = Pair(Row(row), Row(make_row("ordinary", LONG, 4)), law.Case(row, row, "base", 0))
+        drawn = core_rows.draw(core, pair, coins)
+    wrong += [] if math.isclose(total, np.exp(row.astype(float) - row.max()).sum()) else ["the normaliser"]
+    return wrong + ([] if np.array_equal(drawn, core_rows.draw(core, pair, coins)) else ["a draw"])
+
+
 # ---- Allocations -----------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +310,14 @@ MISTAKES = [
     ("an impossible block is summed", "kernels", "if (maxima[b] == -INFINITY) continue;", "", total_check),
     ("half of a lane's terms", "kernels", "+= values[i + k];", "+= values[i + k / 2];", total_check),
     ("sums of the residual made anew", "mixture", "thread_local std::vector", "std::vector", allocation_check),
+    (
+        "a bad logit beyond the first part",
+        "logits",
+        "to)) ok = false;",
+        "to)) ok = first > 0;",
+        sharing_check,
+    ),
+    ("a residual of the first part", "mixture", "b < end; ++b)", "b < end && first == 0; ++b)", sharing_check),
     ("candidates made anew", "deferral", "thread_local Candidates", "Candidates", allocation_check),
 ]
 MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, *texts, check in MISTAKES]
@@ -286,7 +329,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("rows"), sources, core_rows.load)
 
 
-@pytest.mark.parametrize("check", [support_check, nucleus_check, total_check, allocation_check])
+@pytest.mark.parametrize("check", [support_check, nucleus_check, total_check, allocation_check, sharing_check])
 def test_checks_pass_without_a_mutant(workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(workshop.unmutated) == []
 

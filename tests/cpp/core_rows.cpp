@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <thread>
 
 #include "core/draw.h"
 #include "errors.h"
@@ -46,6 +47,8 @@ void   rows_exp(const double * y, size_t n, double * out);
 // Calls of operator new in n_draws draws, each of which reads the pair anew, after they were all made once to warm up. -1 when
 // that did not count any: the replacement is not in use.
 int64_t rows_allocations(const rows_pair * pair, const double * coins, size_t n_draws);
+// How many threads share what is read from now on; 1 for none but the caller's.
+void rows_threads(size_t n);
 /* rows: end */
 }
 
@@ -63,6 +66,20 @@ Support support_of(const rows_row & row) {
     return support;
 }
 
+// One thread to a part, the last part first.
+struct Threads : Workers {
+    size_t n = 1;
+
+    size_t count() const override { return n; }
+    void   run(size_t parts, const std::function<void(size_t)> & part) override {
+        std::vector<std::thread> threads;
+        for (size_t i = parts; i-- > 0;) threads.emplace_back(part, i);
+        for (std::thread & thread : threads) thread.join();
+    }
+};
+
+Threads threads;
+
 // A speaker's row: raw for the rule, and as it is said.
 struct Side {
     Support      support;
@@ -70,8 +87,9 @@ struct Side {
 
     void read(const rows_row & row, double rule_temperature, double temperature, const char * who) {
         const Support * where = row.n_events ? &support : nullptr;
-        raw.set(row.logits, row.n, rule_temperature, who, where);
-        said.set(row.logits, row.n, temperature, who, where);
+        Workers * const some  = threads.n > 1 ? &threads : nullptr;
+        raw.set(row.logits, row.n, rule_temperature, who, where, some);
+        said.set(row.logits, row.n, temperature, who, where, some);
     }
 };
 
@@ -149,6 +167,8 @@ double rows_total(const float * logits, size_t n, double temperature) {
     row.set(logits, n, temperature, "row");
     return row.total();
 }
+
+void rows_threads(size_t n) { threads.n = n; }
 
 void rows_exp(const double * y, size_t n, double * out) {
     for (size_t i = 0; i < n; ++i) out[i] = exp_minus(y[i]);

@@ -1,6 +1,7 @@
 #include "logits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 
@@ -37,18 +38,25 @@ bool possible(const float * logits, size_t n) {
 // end; exp((block's - row's) / T) then brings the sums to one scale, with one rounding per block. A block's sum becomes 0
 // only if its best token's weight is 0: draw() relies on that.
 
-void Distribution::set(const float * logits, size_t n, double temperature, const char * who, const Support * support) {
+void Distribution::set(const float * logits, size_t n, double temperature, const char * who, const Support * support,
+                       Workers * workers) {
     logits_  = logits;
     support_ = support;
+    workers_ = workers;
     n_       = n;
     one_hot_ = temperature == 0;
     // Finite even for a temperature so small that its inverse is not: 0 * inf would be NaN.
     inverse_ = one_hot_ ? 1 : std::min(1 / temperature, DBL_MAX);
     maxima_.resize((n + BLOCK - 1) / BLOCK);
     sums_.resize(maxima_.size());
-    if (!read_blocks(logits, n, inverse_, maxima_.data(), one_hot_ ? nullptr : sums_.data())) {
-        refuse(logits, who, listed() ? support->events.data() : nullptr);
-    }
+    double * const    sums = one_hot_ ? nullptr : sums_.data();
+    std::atomic<bool> ok{ true };
+    share_blocks(maxima_.size(), workers_, [&](size_t first, size_t end) {
+        const size_t at = first * BLOCK, length = std::min(n, end * BLOCK) - at;
+        double *     to = sums ? sums + first : nullptr;
+        if (!read_blocks(logits + at, length, inverse_, maxima_.data() + first, to)) ok = false;
+    });
+    if (!ok) refuse(logits, who, listed() ? support->events.data() : nullptr);
     max_ = -INFINITY;
     for (const float each : maxima_) max_ = std::max(max_, each);
     check_possible(max_, n, who);

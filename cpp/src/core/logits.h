@@ -4,6 +4,8 @@
 // instructions the machine has.
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "kernels.h"
@@ -25,6 +27,34 @@ struct Support {
     std::vector<Token> entry_of; // n_events of them; empty where events is
 };
 
+// Threads that may share the work on a long row. Results do not depend on how many there are.
+class Workers {
+public:
+    virtual ~Workers() = default;
+
+    virtual size_t count() const = 0;
+
+    // part(0), part(1), ..., part(n - 1), each once, in any order and some at the same time. It must not throw.
+    virtual void run(size_t n, const std::function<void(size_t)> & part) = 0;
+};
+
+// All n blocks as blocks(first, end), end exclusive; where there are enough, a part by each of the workers. What is
+// computed of a block must not depend on others: then it makes no difference who computes it.
+template <class Blocks>
+void share_blocks(size_t n, Workers * workers, const Blocks & blocks) {
+    constexpr size_t LEAST = 32; // blocks that are worth waking a thread for
+    struct {
+        const Blocks & blocks;
+        size_t         n, parts;
+    } all = { blocks, n, workers ? std::min(workers->count(), n / LEAST) : 1 };
+    if (all.parts < 2) {
+        blocks(0, n);
+        return;
+    }
+    // One reference: std::function allocates nothing for it.
+    workers->run(all.parts, [&all](size_t i) { all.blocks(all.n * i / all.parts, all.n * (i + 1) / all.parts); });
+}
+
 // Tokens are events throughout; an entry is a place in the row that was given.
 class Distribution {
 public:
@@ -33,8 +63,9 @@ public:
     // Reads n logits at a temperature >= 0, in one pass. Logits and support must outlive this object; -inf is probability
     // zero. Temperature 0 is one-hot at the best token, ties to the lowest id. Without a support there are n events.
     // Throws KAD_NOT_A_NUMBER on NaN, +inf, or a row of nothing but -inf; `who` names the row in the message. What was
-    // read before is then gone.
-    void set(const float * logits, size_t n, double temperature, const char * who, const Support * support = nullptr);
+    // read before is then gone. A long row is shared out among the workers, if there are any.
+    void set(const float * logits, size_t n, double temperature, const char * who, const Support * support = nullptr,
+             Workers * workers = nullptr);
 
     size_t size() const { return support_ ? support_->n_events : n_; }
     Token  top() const { return event(top_); }
@@ -68,6 +99,8 @@ public:
     }
     double total() const { return total_; }
 
+    Workers * workers() const { return workers_; }
+
     // ---- By blocks of BLOCK tokens ----
     size_t blocks() const { return (size() + BLOCK - 1) / BLOCK; }
 
@@ -77,6 +110,7 @@ public:
 private:
     const float *       logits_    = nullptr;
     const Support *     support_   = nullptr;
+    Workers *           workers_   = nullptr;
     size_t              n_         = 0;
     double              inverse_   = 1; // 1 / temperature
     float               max_       = 0;

@@ -97,10 +97,12 @@ Token Mixture::draw_row_residual(double coin) const {
     thread_local std::vector<double> sums;
     double                           terms[Distribution::BLOCK], total = 0;
     sums.resize(p_.blocks());
-    for (size_t b = 0; b < sums.size(); ++b) {
-        const size_t length = residual_block(b, terms);
-        total += sums[b]    = lane_sum(terms, length);
-    }
+    double * const out = sums.data(); // each thread has its own `sums`
+    share_blocks(p_.blocks(), p_.workers(), [this, out](size_t first, size_t end) {
+        double some[Distribution::BLOCK];
+        for (size_t b = first; b < end; ++b) out[b] = lane_sum(some, residual_block(b, some));
+    });
+    for (const double each : sums) total += each;
     if (!(total > 0)) return most_probable();
     // The coin is below 1 and the sums run in one order, so one block exceeds the target; where a subnormal total rounds the
     // product up to itself, the first does. Inside it the order differs from the lanes': by rounding no token may exceed it,

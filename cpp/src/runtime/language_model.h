@@ -10,6 +10,8 @@
 
 namespace kad {
 
+class Workers;
+
 inline constexpr kad_role ROLES[]    = { KAD_ROLE_BASE, KAD_ROLE_ALIGNED, KAD_ROLE_REFERENCE };
 inline constexpr int      ROLE_COUNT = 3;
 
@@ -47,6 +49,9 @@ public:
 
     // n_vocab() logits until the next evaluate(); the caller may write to them.
     virtual float * row(size_t i) = 0;
+
+    // The threads that evaluate, while nothing is evaluated; NULL for none but the caller's.
+    virtual Workers * workers() { return nullptr; }
 
     // Keeps the first `keep` tokens of a slot. With can_rewind() false only 0 is allowed.
     virtual void drop(size_t slot, size_t keep) = 0;

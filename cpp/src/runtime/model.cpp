@@ -307,6 +307,7 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
         throw Error(KAD_MODEL_ERROR, "\"" + options_.path + "\" keeps no memory of a text (an encoder, " +
                                          architecture_ + "); expected a causal language model");
     }
+    workers_     = backend_workers(size_t(params.n_threads));
     n_ctx_       = options.n_ctx;
     n_batch_     = std::min<size_t>(llama_n_batch(context_), options.n_ctx);
     type_k_      = params.type_k;

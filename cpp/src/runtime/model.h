@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "backend_workers.h"
 #include "language_model.h"
 
 struct llama_model;
@@ -51,18 +52,19 @@ public:
     void free_context();
 
     // LanguageModel
-    size_t  n_vocab() const override { return bytes_.size(); }
-    size_t  n_ctx() const override { return n_ctx_; }
-    size_t  n_slots() const override { return n_slots_; }
-    bool    shares_cells() const override { return shares_cells_; }
-    size_t  max_batch() const override { return n_batch_; }
-    size_t  max_rows() const override { return std::min(MAX_ROWS, n_batch_); }
-    bool    can_rewind() const override { return can_rewind_; }
-    void    evaluate(const Piece * pieces, size_t n_pieces) override;
-    void    synchronize() override;
-    float * row(size_t i) override;
-    void    drop(size_t slot, size_t keep) override;
-    void    copy(size_t from, size_t to, size_t n) override;
+    size_t    n_vocab() const override { return bytes_.size(); }
+    size_t    n_ctx() const override { return n_ctx_; }
+    size_t    n_slots() const override { return n_slots_; }
+    bool      shares_cells() const override { return shares_cells_; }
+    size_t    max_batch() const override { return n_batch_; }
+    size_t    max_rows() const override { return std::min(MAX_ROWS, n_batch_); }
+    bool      can_rewind() const override { return can_rewind_; }
+    void      evaluate(const Piece * pieces, size_t n_pieces) override;
+    void      synchronize() override;
+    float *   row(size_t i) override;
+    Workers * workers() override { return workers_.get(); }
+    void      drop(size_t slot, size_t keep) override;
+    void      copy(size_t from, size_t to, size_t n) override;
 
     // Vocabulary
     size_t              size() const override { return bytes_.size(); }
@@ -93,6 +95,7 @@ private:
     bool                      can_rewind_  = true;
     int32_t                   type_k_ = -1, type_v_ = -1;
     const std::atomic<bool> * cancel_ = nullptr;
+    std::unique_ptr<Workers>  workers_;
 
     std::vector<std::string> bytes_;
     std::vector<TokenKind>   kinds_;

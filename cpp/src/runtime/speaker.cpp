@@ -261,7 +261,7 @@ void Speaker::read(Row & row, uint64_t event) {
         row.by_event = raw;
     }
     const auto set = [&](Distribution & out, const float * logits, double temperature) {
-        out.set(logits, events.entries(role), temperature, name_of(role), events.support(role));
+        out.set(logits, events.entries(role), temperature, name_of(role), events.support(role), model().workers());
     };
     set(row.spoken, spoken, reading_.temperature);
     if (reading_.rule_temperature > 0) {

@@ -310,15 +310,26 @@ size_t next_cut(const std::string & text, size_t from) {
     return std::string::npos;
 }
 
+void TextTokens::add_piece(const std::string & text, size_t from, size_t length) {
+    piece_.assign(text, from, length);
+    LastPieces & last = *last_;
+    size_t       i    = size_t(std::find(last.text, last.text + LastPieces::N, piece_) - last.text);
+    if (i == LastPieces::N) {
+        i              = last.next;
+        last.text[i]   = piece_;
+        last.tokens[i] = vocabulary_->tokenize_continuation(sanitised(piece_));
+        last.next      = (i + 1) % LastPieces::N;
+    }
+    tokens_.insert(tokens_.end(), last.tokens[i].begin(), last.tokens[i].end());
+}
+
 const std::vector<Token> & TextTokens::tokens(const std::string & text) {
     tokens_.resize(settled_);
     for (size_t cut; (cut = next_cut(text, cut_)) != std::string::npos; cut_ = cut) {
-        const std::vector<Token> piece = vocabulary_->tokenize_continuation(sanitised(text.substr(cut_, cut - cut_)));
-        tokens_.insert(tokens_.end(), piece.begin(), piece.end());
+        add_piece(text, cut_, cut - cut_);
     }
-    settled_                      = tokens_.size();
-    const std::vector<Token> tail = vocabulary_->tokenize_continuation(sanitised(text.substr(cut_)));
-    tokens_.insert(tokens_.end(), tail.begin(), tail.end());
+    settled_ = tokens_.size();
+    add_piece(text, cut_, std::string::npos);
     return tokens_;
 }
 

@@ -103,9 +103,11 @@ private:
 // begins after a word, or a line after a single line break (positions that the text alone determines and that tokenisers respect),
 // and after 1,024 bytes
 // at the latest (there a tokeniser may have joined what the cut parts); pieces are tokenised apart, so the cost of an event does not grow with the text.
+// A guess that proves right is the text a moment later: the last pieces are remembered, by copies of this object together.
 class TextTokens {
 public:
-    explicit TextTokens(const Vocabulary & vocabulary) : vocabulary_(&vocabulary) {}
+    explicit TextTokens(const Vocabulary & vocabulary)
+        : vocabulary_(&vocabulary), last_(std::make_shared<LastPieces>()) {}
 
     // Tokens of a text that extends (or is) the one given before. Valid until the next call.
     const std::vector<Token> & tokens(const std::string & text);
@@ -114,10 +116,21 @@ public:
     void follow(const std::string & text, size_t n_prompt, std::vector<Token> & context);
 
 private:
-    const Vocabulary * vocabulary_;
-    size_t             cut_     = 0; // bytes before this are settled
-    size_t             settled_ = 0; // tokens of those bytes
-    std::vector<Token> tokens_;
+    struct LastPieces {
+        static constexpr size_t N = 64; // more than the longest draft
+        std::string             text[N];
+        std::vector<Token>      tokens[N];
+        size_t                  next = 0;
+    };
+
+    const Vocabulary *          vocabulary_;
+    size_t                      cut_     = 0; // bytes before this are settled
+    size_t                      settled_ = 0; // tokens of those bytes
+    std::vector<Token>          tokens_;
+    std::string                 piece_;
+    std::shared_ptr<LastPieces> last_;
+
+    void add_piece(const std::string & text, size_t from, size_t length);
 };
 
 // The next cut after `from`, or npos while the text is too short to tell.

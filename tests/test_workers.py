@@ -1,0 +1,45 @@
+"""Do llama.cpp's threads do a job of ours whole, and each part of it once?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cffi
+import law
+import llama_cpp
+import numpy as np
+import pytest
+
+HARNESS = law.ROOT / "tests/cpp/workers.cpp"
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The harness, against the ggml that llama_cpp has loaded."""
+    folder = tmp_path_factory.mktemp("workers")
+    package = Path(llama_cpp.__file__).parent
+    include = [law.ROOT / "cpp/include", law.ROOT / "cpp/src", package.parent / "include"]
+    sources = [law.ROOT / "cpp/src/runtime/backend_workers.cpp", HARNESS]
+    objects = law.compile_objects(sources, include, folder)
+    libraries = [path for name in ("libggml", "libggml-base") for path in (package / "lib").glob(f"{name}.*")]
+    wanted = [path for path in libraries if path.suffix in (".so", ".dylib")]
+    ffi = cffi.FFI()
+    text = HARNESS.read_text().split("/* workers: begin */")[1].split("/* workers: end */")[0]
+    ffi.cdef(re.sub(r"//.*", "", text))
+    return ffi.dlopen(str(law.link([*objects, *wanted], folder / "workers.so"))), ffi
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64])
+def test_every_part_runs_once(core: Any, n: int) -> None:
+    """Three times the same job."""
+    lib, ffi = core
+    done = np.zeros(n, dtype=np.int32)
+    assert lib.workers_job(2, n, ffi.from_buffer("int32_t[]", done)) == min(2, n)
+    assert done.tolist() == [3] * n
+
+
+def test_one_thread_needs_none(core: Any) -> None:
+    lib, ffi = core
+    assert lib.workers_job(1, 1, ffi.new("int32_t[1]")) == 0
