@@ -6,7 +6,8 @@ The wheel holds libllama and no programs. Its source distribution holds all of l
 the package index, unpacks it into kad-llama's cache folder and builds `llama-speculative-simple` and `llama-speculative`,
 once, for some minutes. GGML's options are the ones llama-cpp-python has by default (native, OpenMP, release); CMAKE_ARGS
 is passed on, as pip does for llama-cpp-python, so that a CUDA build of one is compared with a CUDA build of the other.
-So are CFLAGS and CXXFLAGS: an Intel processor with AMX may need the flags that the README names.
+So are CFLAGS and CXXFLAGS. On a processor with AMX it is left out, as `make` leaves it out of llama-cpp-python: GCC compiles
+llama.cpp's AMX code to something that crashes (the README says more).
 """
 
 from __future__ import annotations
@@ -83,10 +84,18 @@ def build() -> Path:
     return folder / "bin"
 
 
+def _flags() -> dict[str, str]:
+    """The environment, with AMX turned off where the processor has it."""
+    info = Path("/proc/cpuinfo")
+    amx = info.is_file() and "amx_tile" in info.read_text(encoding="utf-8")
+    off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" if amx else ""
+    return {name: f"{os.environ.get(name, '')} {off}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+
+
 def _logged(folder: Path, command: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "build.log").open("a", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | _flags())
     if done.returncode:
         raise SystemExit(f"the build failed; {log.name} says why")
 

@@ -457,6 +457,20 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     assert text.count(".svg") == 3
 
 
+def test_a_bar_that_was_missed_is_taken_apart(measured: Store) -> None:
+    """k=3: 100 ms a base pass of four tokens, 20 ms an aligned one; the base alone takes 80 ms a pass."""
+    cells = measured.cells[GROUP]
+    assert page.limits(measured) == []
+    cells[BASE] = cell(Run(40, 4.0, 39, base_eval_s=3.12))
+    cells["speculative k=7"] = cell(Run(40, 1.8), Run(40, 1.8))
+    (line,) = page.limits(measured)
+    most = results.bound(cells)
+    assert most is not None and most[1] == "k=3"
+    assert f"auto / speculative k=7: the bound is {most[0] / (40 / 1.8):.2f} times" in line
+    assert "a base pass of 4 tokens takes as long as 1.25 of one token, an aligned pass 0.250; 90 % of the" in line
+    assert f"could make {most[0] / 10:.2f} times the base alone, and the program makes 2.22, 0 % of its guesses" in line
+
+
 def test_page_is_the_same_from_the_same_data(measured: Store, tmp_path: Path) -> None:
     written = []
     for folder in (tmp_path / "a", tmp_path / "b"):

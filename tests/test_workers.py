@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 HARNESS = law.ROOT / "tests/cpp/workers.cpp"
+HOUR = 3_600_000_000  # microseconds
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,18 @@ def test_every_part_runs_once(core: Any, n: int) -> None:
     """Three times the same job."""
     lib, ffi = core
     done = np.zeros(n, dtype=np.int32)
-    assert lib.workers_job(2, n, ffi.from_buffer("int32_t[]", done)) == min(2, n)
+    assert lib.workers_job(2, n, HOUR, ffi.from_buffer("int32_t[]", done)) == min(2, n)
     assert done.tolist() == [3] * n
+
+
+def test_workers_that_take_too_long_to_start_are_left_alone(core: Any) -> None:
+    """No job starts in no time: the caller does it all, and says that it is the only one."""
+    lib, ffi = core
+    done = np.zeros(7, dtype=np.int32)
+    assert lib.workers_job(2, 7, 0, ffi.from_buffer("int32_t[]", done)) == 1
+    assert done.tolist() == [3] * 7
 
 
 def test_one_thread_needs_none(core: Any) -> None:
     lib, ffi = core
-    assert lib.workers_job(1, 1, ffi.new("int32_t[1]")) == 0
+    assert lib.workers_job(1, 1, HOUR, ffi.new("int32_t[1]")) == 0

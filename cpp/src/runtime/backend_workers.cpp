@@ -1,8 +1,5 @@
 #include "backend_workers.h"
 
-#include <algorithm>
-#include <chrono>
-
 #include "ggml-backend.h"
 #include "ggml.h"
 
@@ -23,11 +20,14 @@ void take_parts(ggml_tensor *, int thread, int n_threads, void * job) {
 // A graph of one node, whose operation is the job.
 class BackendWorkers : public Workers {
 public:
-    BackendWorkers(ggml_backend_t backend, size_t n_threads)
-        : backend_(backend), n_threads_(n_threads),
+    BackendWorkers(ggml_backend_t backend, size_t n_threads, std::chrono::microseconds most)
+        : backend_(backend), n_threads_(n_threads), most_(most),
           context_(
               ggml_init({ ggml_tensor_overhead() + ggml_graph_overhead_custom(1, false) + 1024, nullptr, false })) {
-        if (!context_) return;
+        if (!context_) {
+            n_threads_ = 1;
+            return;
+        }
         graph_ = ggml_new_graph_custom(context_, 1, false);
         ggml_build_forward_expand(graph_, ggml_custom_4d(context_, GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, take_parts,
                                                          GGML_N_TASKS_MAX, &job_));
@@ -42,31 +42,37 @@ public:
     size_t count() const override { return n_threads_; }
 
     void run(size_t n, const std::function<void(size_t)> & part) override {
-        job_ = { n, &part };
-        if (graph_ && ggml_backend_graph_compute(backend_, graph_) == GGML_STATUS_SUCCESS) return;
-        for (size_t i = 0; i < n; ++i) part(i); // nothing was begun, or it is done again
+        if (!tried_ && !pays()) n_threads_ = 1;
+        if (n_threads_ > 1 && started({ n, &part })) return;
+        for (size_t i = 0; i < n; ++i) part(i);
     }
 
 private:
-    ggml_backend_t backend_;
-    size_t         n_threads_;
-    Job            job_;
-    ggml_context * context_;
-    ggml_cgraph *  graph_ = nullptr;
-};
+    ggml_backend_t            backend_;
+    size_t                    n_threads_;
+    std::chrono::microseconds most_;
+    bool                      tried_ = false;
+    Job                       job_;
+    ggml_context *            context_;
+    ggml_cgraph *             graph_ = nullptr;
 
-// Does it pay? Threads that are kept (OpenMP) start within microseconds; where the backend starts new ones for every graph,
-// that costs as much as they save.
-bool quick(Workers & workers, std::chrono::microseconds most) {
-    using Clock = std::chrono::steady_clock;
-    auto best   = Clock::duration::max();
-    for (int i = 0; i < 5; ++i) {
-        const auto start = Clock::now();
-        workers.run(workers.count(), [](size_t) {});
-        best = std::min(best, Clock::now() - start);
+    // False where no part was begun: the graph has one node, so nothing can stop it in between.
+    bool started(const Job & job) {
+        job_ = job;
+        return ggml_backend_graph_compute(backend_, graph_) == GGML_STATUS_SUCCESS;
     }
-    return best < most;
-}
+
+    // The least that an empty job took, of a few: the first may have to make the threads.
+    bool pays() {
+        using Clock = std::chrono::steady_clock;
+        tried_      = true;
+        for (int i = 0; i < 5; ++i) {
+            const auto start = Clock::now();
+            if (started(Job()) && Clock::now() - start < most_) return true;
+        }
+        return false;
+    }
+};
 
 } // namespace
 
@@ -78,8 +84,7 @@ std::unique_ptr<Workers> backend_workers(size_t n_threads, std::chrono::microsec
     const ggml_backend_t backend = set_threads ? ggml_backend_dev_init(cpu, nullptr) : nullptr;
     if (!backend) return nullptr;
     set_threads(backend, int(n_threads));
-    auto workers = std::make_unique<BackendWorkers>(backend, n_threads);
-    return quick(*workers, most) ? std::move(workers) : nullptr;
+    return std::make_unique<BackendWorkers>(backend, n_threads, most);
 }
 
 } // namespace kad

@@ -1,4 +1,4 @@
-// The threads that evaluate, lent to the core between two passes: one pool, and no thread of our own.
+// The threads that evaluate, lent to the core between two passes.
 #pragma once
 
 #include <chrono>
@@ -8,8 +8,10 @@
 
 namespace kad {
 
-// Of llama.cpp's CPU backend. NULL for one thread, where the backend cannot be had, and where starting a job takes longer
-// than `most`, as it then saves nothing: rows are then read by the caller alone.
+// Of llama.cpp's CPU backend; NULL for one thread, and where the backend cannot be had. Where it keeps its threads (OpenMP)
+// they are the ones that evaluate for the same caller, and start within microseconds. Elsewhere every job starts new ones.
+// The first job finds out: if starting takes longer than `most` it does not pay, and from then on there is one worker, the
+// caller. Nothing is started before that job: a process may fork between loading and generating.
 std::unique_ptr<Workers> backend_workers(size_t                    n_threads,
                                          std::chrono::microseconds most = std::chrono::microseconds(30));
 

@@ -426,7 +426,8 @@ const float * Generator::joint_logits(Sequence & sequence, const std::vector<uin
 }
 
 void Generator::mix_joint(Sequence & sequence, const float * logits) {
-    joint_.set(logits, joint_row_.size(), sequence.temperature, "log pi of rule implicit-reward");
+    joint_.set(logits, joint_row_.size(), sequence.temperature, "log pi of rule implicit-reward", nullptr,
+               stages_[KAD_ROLE_BASE]->model().workers());
     pi_.emplace(joint_, row(sequence, KAD_ROLE_ALIGNED).spoken);
 }
 

@@ -315,10 +315,12 @@ void TextTokens::add_piece(const std::string & text, size_t from, size_t length)
     LastPieces & last = *last_;
     size_t       i    = size_t(std::find(last.text, last.text + LastPieces::N, piece_) - last.text);
     if (i == LastPieces::N) {
-        i              = last.next;
-        last.text[i]   = piece_;
-        last.tokens[i] = vocabulary_->tokenize_continuation(sanitised(piece_));
-        last.next      = (i + 1) % LastPieces::N;
+        std::vector<Token> tokens =
+            vocabulary_->tokenize_continuation(sanitised(piece_)); // may throw: nothing is kept then
+        i = last.next;
+        last.tokens[i].swap(tokens);
+        last.text[i].swap(piece_);
+        last.next = (i + 1) % LastPieces::N;
     }
     tokens_.insert(tokens_.end(), last.tokens[i].begin(), last.tokens[i].end());
 }
@@ -327,8 +329,8 @@ const std::vector<Token> & TextTokens::tokens(const std::string & text) {
     tokens_.resize(settled_);
     for (size_t cut; (cut = next_cut(text, cut_)) != std::string::npos; cut_ = cut) {
         add_piece(text, cut_, cut - cut_);
+        settled_ = tokens_.size(); // with cut_: the next piece may fail
     }
-    settled_ = tokens_.size();
     add_piece(text, cut_, std::string::npos);
     return tokens_;
 }
