@@ -34,8 +34,9 @@ unexport MAKEFLAGS MFLAGS # the builds that pip starts are no part of this one
 demo: $(VENV)/demo-$(DIGEST)
 	@$(BIN)/kad-llama --demo
 
+# Most tests keep one core busy, so two run at a time; llama.cpp's threads then sleep, and do not spin, while they wait.
 test: $(VENV)/test-$(DIGEST)
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-long: $(VENV)/test-$(DIGEST)
 	$(BIN)/python -m pytest -q -m "long or not long"
