@@ -132,32 +132,35 @@ def _bars(store: Store) -> str:
     return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), BOUND])
 
 
+OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
+
+
 def limits(store: Store) -> list[str]:
-    """Of each bar against an outside program that was missed: what the measured passes allow, and their parts."""
-    cells = store.cells.get(Group("Q8_0", "base", 1.0), {})
-    found, lines = results.bound(cells), []
+    """Of each bar against an outside program that was missed: what the measured passes allow, and their parts.
+
+    Of the rounds that the program ran.
+    """
+    every, lines = store.cells.get(Group("Q8_0", "base", 1.0), {}), []
     for program, bar in OUTSIDE_BARS.items():
-        name = results.best(cells, program) or program
-        measured = _over(cells, name)
-        if not measured or measured.median >= bar or not found or not (k := length(found[1])):
+        name = results.best(every, program) or program
+        measured = _over(every, name)
+        if not measured or measured.median >= bar:
+            continue
+        cells = results.within(every, every[name].runs)
+        found = results.bound(cells)
+        if not found or not (k := length(found[1])):
             continue
         base_s, aligned_s = results.pass_times(cells[found[1]])
         one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
-        own = found[0] / cells[BASE].speed
-        theirs = results.ratio(cells[name], cells[BASE])  # of its own rounds, as the table has it
-        if not theirs:
-            continue
+        own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
         lines.append(
-            f"Missed, auto / {name}: the bound is {own / theirs.median:.2f} times that program's speed. In its parts: a "
-            f"base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an aligned pass "
-            f"{aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; {found[1]} could "
-            f"make {own:.2f} times the base alone, and the program makes {theirs.median:.2f}, "
+            f"Missed, auto / {name}: in the rounds that it ran, the bound is {own / theirs:.2f} times that program's "
+            f"speed. In its parts: a base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an "
+            f"aligned pass {aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; "
+            f"{found[1]} could make {own:.2f} times the base alone, and the program makes {theirs:.2f}, "
             f"{100 * cells[name].right:.0f} % of its guesses right."
         )
     return lines
-
-
-OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
 
 
 def bars(store: Store) -> list[tuple[str, str, str, str]]:

@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,6 +195,15 @@ def ratio(over: Cell | None, under: Cell | None, rounds: Iterable[int] | None = 
         return Ratio(values[0], values[0], values[0], 1)
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return Ratio(statistics.median(values), cuts[0], cuts[-1], len(values))
+
+
+def within(cells: dict[str, Cell], rounds: Iterable[int]) -> dict[str, Cell]:
+    """The same cells with some rounds alone."""
+    chosen = set(rounds)
+    return {
+        name: replace(cell, runs={n: run for n, run in cell.runs.items() if n in chosen})
+        for name, cell in cells.items()
+    }
 
 
 def best(cells: dict[str, Cell], prefix: str = "") -> str | None:

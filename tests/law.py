@@ -11,10 +11,12 @@ of the sources (test_mutants.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -68,23 +70,40 @@ def load(library: Path) -> Core:
     return Core(ffi, ffi.dlopen(str(library)))
 
 
+def marked(harness: Path) -> str:
+    """The declarations that a C++ harness of the tests puts between its marks, without their comments."""
+    found = re.search(r"/\* (\w+): begin \*/(.*)/\* \1: end \*/", harness.read_text(), re.DOTALL)
+    assert found, f"{harness} has no marks"
+    return re.sub(r"//.*", "", found[2])
+
+
 COMPILE = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-DKAD_BUILD", '-DKAD_VERSION="0"']
 
 
 def compile_objects(
     sources: Sequence[Path], include: Sequence[Path], folder: Path, further: Sequence[str] = ()
 ) -> list[Path]:
-    """One object file per source, compiled two at a time. A failing compiler fails the test with its own words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    flags = [*COMPILE, *further, *(f"-I{path}" for path in include)]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    waiting = [[*flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
-    for start in range(0, len(waiting), 2):
-        running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in waiting[start : start + 2]]
-        for process in running:
-            _, complaint = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"{' '.join(process.args)} failed:\n{complaint}")
+    """One object file per source. A failing compiler fails the test with its own words.
+
+    What was compiled to `folder` before, by any process, is not compiled again: an object is named after the source, all
+    headers that it may include and the flags. Mutants share what they do not touch.
+    """
+    flags = [*COMPILE, *further]
+    headers = hashlib.sha256()
+    for header in (file for path in include for file in sorted(path.rglob("*.h"))):
+        headers.update(header.read_bytes())
+    objects = []
+    for source in sources:
+        content = hashlib.sha256(b"\0".join([repr(flags).encode(), headers.digest(), source.read_bytes()]))
+        objects.append(folder / f"{source.stem}-{content.hexdigest()[:32]}.o")
+        if objects[-1].exists():
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            command = [*flags, *(f"-I{path}" for path in include), "-c", str(source), "-o", f"{own}/object"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+            Path(own, "object").replace(objects[-1])
     return objects
 
 

@@ -35,8 +35,7 @@ END = b"<end>"
 def load(library: Path) -> law.Core:
     """A library with the table models in it."""
     core = law.load(library)
-    text = HARNESS.read_text().split("/* table: begin */")[1].split("/* table: end */")[0]
-    core.ffi.cdef(re.sub(r"//.*", "", text))
+    core.ffi.cdef(law.marked(HARNESS))
     return core
 
 

@@ -38,8 +38,8 @@ def widths() -> dict[str, tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def cores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, law.Core]:
-    return core_rows.build(tmp_path_factory.mktemp("core_rows"), widths())
+def cores(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> dict[str, law.Core]:
+    return core_rows.build(tmp_path_factory.mktemp("core_rows"), objects, widths())
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +324,9 @@ MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, 
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Workshop:
     sources = [*law.CORE_SOURCES, core_rows.HARNESS.name]
-    return Workshop(tmp_path_factory.mktemp("rows"), sources, core_rows.load)
+    return Workshop(tmp_path_factory.mktemp("rows"), objects, sources, core_rows.load)
 
 
 @pytest.mark.parametrize("check", [support_check, nucleus_check, total_check, allocation_check, sharing_check])

@@ -5,7 +5,6 @@ The AMX code itself can be tried only on such a machine. What is tried everywher
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -20,15 +19,14 @@ HARNESS = law.ROOT / "tests/cpp/survives.cpp"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is tried")
-def test_a_child_that_dies_is_told_from_one_that_lives(tmp_path: Path) -> None:
+def test_a_child_that_dies_is_told_from_one_that_lives(tmp_path: Path, objects: Path) -> None:
     """Also a child that hangs, and although pytest's own fault handler stands ready to report."""
     sources = [law.ROOT / "cpp/src/runtime/extra_buffers.cpp", HARNESS]
     ggml = Path(llama_cpp.__file__).parents[1] / "include"
     include = [law.ROOT / "cpp/include", law.ROOT / "cpp/src", ggml]
-    library = law.link(law.compile_objects(sources, include, tmp_path), tmp_path / "survives.so")
+    library = law.link(law.compile_objects(sources, include, objects), tmp_path / "survives.so")
     ffi = cffi.FFI()
-    text = HARNESS.read_text().split("/* survives: begin */")[1].split("/* survives: end */")[0]
-    ffi.cdef(re.sub(r"//.*", "", text))
+    ffi.cdef(law.marked(HARNESS))
     # Lazily: the ggml that it multiplies with is not linked, and not called here.
     core = ffi.dlopen(str(library), ffi.RTLD_LAZY)
     assert [core.survives_case(i) for i in range(7)] == [1, 0, 0, 0, 0, 0, 0]

@@ -6,6 +6,7 @@ Nothing here samples: rows come from fixed seeds or from hypothesis with derando
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import law
@@ -425,8 +426,8 @@ MUTANTS = [
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("knapsack"), law.CORE_SOURCES, law.load)
+def workshop(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("knapsack"), objects, law.CORE_SOURCES, law.load)
 
 
 @pytest.mark.parametrize("check", [optimum_check, honesty_check, order_check])

@@ -45,17 +45,14 @@ def substitute(tree: Path, mutant: Mutant) -> set[Path]:
 
 
 class Workshop:
-    """Compiles copies of some sources; objects of files that a mutant does not touch are compiled once."""
+    """Compiles copies of some sources, each in a folder of its own."""
 
-    def __init__(self, folder: Path, sources: list[str], load: Callable[[Path], law.Core]) -> None:
+    def __init__(self, folder: Path, objects: Path, sources: list[str], load: Callable[[Path], law.Core]) -> None:
         self.folder = folder
+        self.objects = objects
         self.sources = sources
         self.load = load
-        original = self.copy("original")
-        files = [original / source for source in sources]
-        objects = law.compile_objects(files, [HEADERS, original], folder / "objects")
-        self.objects = dict(zip(sources, objects, strict=True))
-        self.unmutated = load(law.link(objects, folder / "original.so"))
+        self.unmutated = self.compile(self.copy("original"))
 
     def copy(self, name: str) -> Path:
         tree = self.folder / name
@@ -67,14 +64,13 @@ class Workshop:
 
     def build(self, mutant: Mutant) -> law.Core:
         """The library with a mutant in it."""
-        name = "".join(c if c.isalnum() else "_" for c in mutant.name)
-        tree = self.copy(name)
-        changed = substitute(tree, mutant)
-        header_changed = any(path.suffix == ".h" for path in changed)
-        again = [s for s in self.sources if header_changed or tree / s in changed]
-        fresh = law.compile_objects([tree / s for s in again], [HEADERS, tree], self.folder / f"{name}.objects")
-        objects = self.objects | dict(zip(again, fresh, strict=True))
-        return self.load(law.link(list(objects.values()), self.folder / f"{name}.so"))
+        tree = self.copy("".join(c if c.isalnum() else "_" for c in mutant.name))
+        substitute(tree, mutant)
+        return self.compile(tree)
+
+    def compile(self, tree: Path) -> law.Core:
+        objects = law.compile_objects([tree / source for source in self.sources], [HEADERS, tree], self.objects)
+        return self.load(law.link(objects, tree / "mutant.so"))
 
 
 # ---- The draw --------------------------------------------------------------------------------------------------------
@@ -248,8 +244,8 @@ CORE_MUTANTS = [
 
 
 @pytest.fixture(scope="module")
-def core_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("core"), law.CORE_SOURCES, law.load)
+def core_workshop(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("core"), objects, law.CORE_SOURCES, law.load)
 
 
 @pytest.mark.parametrize("check", [law_check, rule_check, zero_check, coin_check])
@@ -443,8 +439,8 @@ STEP_MUTANTS = [
 
 
 @pytest.fixture(scope="module")
-def step_workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("step"), STEP_SOURCES, step.load)
+def step_workshop(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("step"), objects, STEP_SOURCES, step.load)
 
 
 @pytest.mark.parametrize(

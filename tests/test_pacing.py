@@ -6,7 +6,6 @@ shipped pacer decides from what it sees. Seeds are fixed, so these tests fail al
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,16 +53,14 @@ class Text:
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> law.Core:
-    folder = tmp_path_factory.mktemp("pacing")
+def core(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> law.Core:
     sources = [law.ROOT / "cpp/src/runtime" / name for name in ("pacing.cpp", "ngram.cpp")]
-    objects = law.compile_objects([*sources, HARNESS], [law.ROOT / "cpp/include", law.ROOT / "cpp/src"], folder)
-    library = law.link(objects, folder / "pacing.so")
+    compiled = law.compile_objects([*sources, HARNESS], [law.ROOT / "cpp/include", law.ROOT / "cpp/src"], objects)
+    library = law.link(compiled, tmp_path_factory.mktemp("pacing") / "pacing.so")
     import cffi
 
     ffi = cffi.FFI()
-    text = HARNESS.read_text().split("/* pacing: begin */")[1].split("/* pacing: end */")[0]
-    ffi.cdef(re.sub(r"//.*", "", text))
+    ffi.cdef(law.marked(HARNESS))
     return law.Core(ffi, ffi.dlopen(str(Path(library))))
 
 

@@ -7,6 +7,7 @@ pi), so equal texts are the exact law of the step, draft by draft, without sampl
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import law
@@ -20,11 +21,10 @@ SPECULATIVE = [(step.SPECULATIVE, draft) for draft in range(1, 9)]
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> law.Core:
-    folder = tmp_path_factory.mktemp("step")
+def core(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> law.Core:
     sources = [law.ROOT / "cpp/src" / name for name in (*law.CORE_SOURCES, *step.SOURCES)]
-    objects = law.compile_objects([*sources, step.HARNESS], [law.ROOT / "cpp/include", law.ROOT / "cpp/src"], folder)
-    return step.load(law.link(objects, folder / "step.so"))
+    compiled = law.compile_objects([*sources, step.HARNESS], [law.ROOT / "cpp/include", law.ROOT / "cpp/src"], objects)
+    return step.load(law.link(compiled, tmp_path_factory.mktemp("step") / "step.so"))
 
 
 def test_one_vocabulary(core: law.Core) -> None:

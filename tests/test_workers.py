@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ HOUR = 3_600_000_000  # microseconds
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def core(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Any:
     """The harness, against the ggml that llama_cpp has loaded."""
-    folder = tmp_path_factory.mktemp("workers")
     package = Path(llama_cpp.__file__).parent
     include = [law.ROOT / "cpp/include", law.ROOT / "cpp/src", package.parent / "include"]
     sources = [law.ROOT / "cpp/src/runtime/backend_workers.cpp", HARNESS]
-    objects = law.compile_objects(sources, include, folder)
+    compiled = law.compile_objects(sources, include, objects)
     libraries = [path for name in ("libggml", "libggml-base") for path in (package / "lib").glob(f"{name}.*")]
     wanted = [path for path in libraries if path.suffix in (".so", ".dylib")]
     ffi = cffi.FFI()
-    text = HARNESS.read_text().split("/* workers: begin */")[1].split("/* workers: end */")[0]
-    ffi.cdef(re.sub(r"//.*", "", text))
-    return ffi.dlopen(str(law.link([*objects, *wanted], folder / "workers.so"))), ffi
+    ffi.cdef(law.marked(HARNESS))
+    return ffi.dlopen(str(law.link([*compiled, *wanted], tmp_path_factory.mktemp("workers") / "workers.so"))), ffi
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64])

@@ -164,7 +164,7 @@ int32_t rows_draw(const rows_pair * pair, const double * coins, size_t n_draws, 
 
 double rows_total(const float * logits, size_t n, double temperature) {
     Distribution row;
-    row.set(logits, n, temperature, "row");
+    row.set(logits, n, temperature, "row", nullptr, threads.n > 1 ? &threads : nullptr);
     return row.total();
 }
 

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <memory>
 
-#include "../core/logits.h"
+#include "../core/workers.h"
 
 namespace kad {
 
