@@ -189,10 +189,16 @@ def law_after(kad: KadLlama, ids: list[int], rule: str) -> np.ndarray:
 PROMPTS = ("Why is the sky blue?", "Write a short poem about a cat.", "Name three rivers and say where they flow.")
 
 
+@pytest.fixture(scope="module", params=["trained", pytest.param("smollm", marks=pytest.mark.long)])
+def one_file(request: pytest.FixtureRequest, trained_pair: tuple[Path, Path]) -> Path:
+    """A file with real weights and a template. How passes of SmolLM2 differ is measured for half a minute first."""
+    return trained_pair[1] if request.param == "trained" else request.getfixturevalue("smollm")
+
+
 @pytest.mark.parametrize("rule", ["base", "nudging"])
-def test_one_file_in_both_roles_guesses_right(smollm: Path, rule: str) -> None:
+def test_one_file_in_both_roles_guesses_right(one_file: Path, rule: str) -> None:
     """p = q bit for bit, so pi = q and x is always the outcome."""
-    with KadLlama(smollm, smollm, rule=rule, reproducible=True, n_ctx=1024, n_threads=2) as kad:
+    with KadLlama(one_file, one_file, rule=rule, reproducible=True, n_ctx=512, n_threads=2) as kad:
         for i, prompt in enumerate(PROMPTS[:2]):
             for keywords in ({"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}):
                 out = kad.generate(prompt, seed=i, max_tokens=20, draft=(3, 8)[i], **keywords)
@@ -201,9 +207,9 @@ def test_one_file_in_both_roles_guesses_right(smollm: Path, rule: str) -> None:
                 assert {token.guess for token in out.tokens} <= {"right", "none"}
 
 
-def test_one_file_in_both_roles_under_dual(smollm: Path, record_property: Record) -> None:
-    with KadLlama(smollm, smollm, rule="dual", reproducible=True, n_ctx=1024, n_threads=2) as kad:
-        check_rate(kad, "dual", PROMPTS, 30, 3, record_property)
+def test_one_file_in_both_roles_under_dual(one_file: Path, record_property: Record) -> None:
+    with KadLlama(one_file, one_file, rule="dual", reproducible=True, n_ctx=512, n_threads=2) as kad:
+        check_rate(kad, "dual", [f"Tell me about number {i}." for i in range(30)], 30, 3, record_property)
 
 
 @pytest.mark.parametrize("rule", ["dual", "base", "primal", "nudging"])

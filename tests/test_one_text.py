@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,17 @@ EVERY_RULE: dict[str, dict[str, Any]] = {
     "grammar, best": {"grammar": GRAMMAR, "temperature": 0.0},
     "both": LOOKING_BACK | {"grammar": GRAMMAR, "temperature": 0.9},
 }
+SMOL: dict[str, Any] = {"reproducible": True, "n_ctx": 1024, "n_threads": 2}
 Open = Callable[..., KadLlama]
+
+
+@dataclass(frozen=True)
+class Real:
+    """A pair of files with real weights, and how it was loaded."""
+
+    kad: KadLlama
+    files: tuple[Path, Path]
+    load: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def opened(tiny_pair: tuple[Path, Path], tiny: Callable[..., Path]) -> Iterator[
             if key not in kept:
                 if RULES[rule].reference:
                     keywords["reference"] = tiny("llama", noise=0.6)
-                made = KadLlama(*tiny_pair, rule=rule, reproducible=True, n_ctx=1024, n_threads=2, **keywords)
+                made = KadLlama(*tiny_pair, rule=rule, reproducible=True, n_ctx=1024, n_threads=1, **keywords)
                 kept[key] = stack.enter_context(made)
             return kept[key]
 
@@ -71,8 +82,19 @@ def smol_pair(widened: Path, smollm: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def smol(smol_pair: tuple[Path, Path]) -> Iterator[KadLlama]:
-    with KadLlama(*smol_pair, reproducible=True, n_ctx=1024, n_threads=2) as kad:
+    with KadLlama(*smol_pair, **SMOL) as kad:
         yield kad
+
+
+@pytest.fixture(scope="module", params=["trained", pytest.param("smollm", marks=pytest.mark.long)])
+def real(request: pytest.FixtureRequest, trained_pair: tuple[Path, Path]) -> Iterator[Real]:
+    """Real weights: the trained pair; and, measured for a minute first, SmolLM2 with a base twice as wide."""
+    if request.param == "smollm":
+        yield Real(request.getfixturevalue("smol"), request.getfixturevalue("smol_pair"), SMOL)
+    else:
+        load = {"reproducible": True, "n_ctx": 512, "n_threads": 2}
+        with KadLlama(*trained_pair, **load) as kad:
+            yield Real(kad, trained_pair, load)
 
 
 def same_in(kad: KadLlama, prompt: Any, modes: dict[str, dict[str, Any]], **keywords: Any) -> dict[str, Any]:
@@ -149,13 +171,13 @@ def test_after_other_calls(tiny: Callable[..., Path], quantisation: str) -> None
         tiny("llama", quantisation=quantisation, noise=0.3, chat_template=True),
     )
     keywords: dict[str, Any] = {"seed": 11, "max_tokens": 90}
-    with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
+    with KadLlama(*tiny_pair, reproducible=True, n_threads=1) as kad:
         prompts = [prompt_of(kad, n) for n in (24, 100, 300)]
     fresh = []
     for prompt in prompts:
-        with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
+        with KadLlama(*tiny_pair, reproducible=True, n_threads=1) as kad:
             fresh.append(answer(kad.generate(prompt, **PLAIN, **keywords)))
-    with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
+    with KadLlama(*tiny_pair, reproducible=True, n_threads=1) as kad:
         for around in ({"draft": 8}, {"draft": 1}, LAZY, PLAIN):
             for i in (2, 0, 1, 2, 1):
                 kad.generate(prompts[i] + " and then", seed=1, **around)
@@ -179,12 +201,12 @@ def test_second_turn_of_a_chat(tiny_pair: tuple[Path, Path]) -> None:
     chat = turns("")[:1]
     answers = []
     for mode in ({"draft": 4}, PLAIN, LAZY):
-        with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
+        with KadLlama(*tiny_pair, reproducible=True, n_threads=1) as kad:
             first = kad.generate(chat, seed=8, max_tokens=150, **mode)
             again = turns(first.text)
             answers.append(same_in(kad, again, MODES, seed=8, text_number=1, max_tokens=40))
             assert answer(kad.generate(again, seed=8, max_tokens=40)) != answers[-1], "text_number draws other coins"
-    with KadLlama(*tiny_pair, reproducible=True, n_threads=2) as kad:
+    with KadLlama(*tiny_pair, reproducible=True, n_threads=1) as kad:
         answers.append(answer(kad.generate(again, seed=8, text_number=1, max_tokens=40)))
     assert all(found == answers[0] for found in answers)
 
@@ -199,37 +221,43 @@ def test_in_a_new_process(opened: Open, tiny_pair: tuple[Path, Path], rule: str)
         for mode in FEW.values()
     ]
     here = [answer(kad.generate(prompt, **keywords)) for prompt, keywords in calls]
-    load = {"rule": rule, "reproducible": True, "n_ctx": 1024, "n_threads": 2}
+    load = {"rule": rule, "reproducible": True, "n_ctx": 1024, "n_threads": 1}
     assert in_new_process(*tiny_pair, load, calls[::-1])[::-1] == here
 
 
-# ---- Reproducible: SmolLM2 Q4_1 with a Q8_0 base twice as wide -------------------------------------------------------
+# ---- Reproducible: real weights --------------------------------------------------------------------------------------
+
+
+def test_smollm(smol: KadLlama) -> None:
+    """SmolLM2 Q4_1 with a Q8_0 base twice as wide."""
+    assert smol.max_draft >= 8
+    wanted = same_in(smol, prompt_of(smol, 40), MODES, temperature=1.0, seed=7, max_tokens=24)
+    assert len(wanted["events"]) > 8
 
 
 @pytest.mark.parametrize(
     ("n_prompt", "temperature", "modes"),
-    [(40, 1.0, MODES), (40, 0.0, FEW), (600, 0.7, FEW)],
-    ids=["40 tokens T=1, all modes", "40 tokens T=0", "600 tokens T=0.7"],
+    [(40, 1.0, MODES), (100, 0.7, FEW), (450, 1.0, FEW), (100, 0.0, FEW)],
+    ids=["40 tokens T=1, all modes", "100 tokens T=0.7", "450 tokens T=1", "100 tokens T=0"],
 )
-def test_smollm(smol: KadLlama, n_prompt: int, temperature: float, modes: dict[str, dict[str, Any]]) -> None:
-    assert smol.max_draft >= 8
-    wanted = same_in(smol, prompt_of(smol, n_prompt), modes, temperature=temperature, seed=7, max_tokens=24)
+def test_real_weights(real: Real, n_prompt: int, temperature: float, modes: dict[str, dict[str, Any]]) -> None:
+    assert real.kad.max_draft >= 8
+    wanted = same_in(real.kad, prompt_of(real.kad, n_prompt), modes, temperature=temperature, seed=7, max_tokens=24)
     assert len(wanted["events"]) > 8
 
 
-def test_smollm_with_samplers_in_a_second_turn_and_a_new_process(smol: KadLlama, smol_pair: tuple[Path, Path]) -> None:
+def test_real_weights_with_samplers_in_a_second_turn_and_a_new_process(real: Real) -> None:
     keywords: dict[str, Any] = {"seed": 2, "max_tokens": 20, "top_p": 0.9, "top_k": 40, "min_p": 0.01}
-    chat = turns(smol.generate(turns("")[:1], max_tokens=30, seed=2).text)
-    wanted = same_in(smol, chat, FEW, text_number=1, **keywords)
-    load = {"reproducible": True, "n_ctx": 1024, "n_threads": 2}
-    assert in_new_process(*smol_pair, load, [(chat, keywords | {"text_number": 1, "draft": 2})]) == [wanted]
+    chat = turns(real.kad.generate(turns("")[:1], max_tokens=30, seed=2).text)
+    wanted = same_in(real.kad, chat, FEW, text_number=1, **keywords)
+    assert in_new_process(*real.files, real.load, [(chat, keywords | {"text_number": 1, "draft": 2})]) == [wanted]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("rule", ["dual", "primal", "nudging", "base"])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_smollm_whole(smol_pair: tuple[Path, Path], rule: str, temperature: float) -> None:
-    with KadLlama(*smol_pair, rule=rule, reproducible=True, n_ctx=1024, n_threads=2) as kad:
+    with KadLlama(*smol_pair, rule=rule, **SMOL) as kad:
         calls, here = [], []
         for n_prompt in (40, 100, 600):
             for samplers in ({}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}):
@@ -240,8 +268,7 @@ def test_smollm_whole(smol_pair: tuple[Path, Path], rule: str, temperature: floa
         chat = turns(kad.generate(turns("")[:1], seed=1, max_tokens=60, temperature=temperature).text)
         here.append(same_in(kad, chat, MODES, temperature=temperature, seed=1, text_number=1, max_tokens=40))
         calls.append((chat, {"temperature": temperature, "seed": 1, "text_number": 1, "max_tokens": 40}))
-    load = {"rule": rule, "reproducible": True, "n_ctx": 1024, "n_threads": 2}
-    assert in_new_process(*smol_pair, load, calls[::-1])[::-1] == here
+    assert in_new_process(*smol_pair, SMOL | {"rule": rule}, calls[::-1])[::-1] == here
 
 
 # ---- The default -----------------------------------------------------------------------------------------------------
