@@ -138,7 +138,7 @@ OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
 def limits(store: Store) -> list[str]:
     """Of each bar against an outside program that was missed: what the measured passes allow, and their parts.
 
-    Of the rounds that the program ran.
+    Of the rounds that all of them ran: the program, the base alone and every setting of kad-llama.
     """
     every, lines = store.cells.get(Group("Q8_0", "base", 1.0), {}), []
     for program, bar in OUTSIDE_BARS.items():
@@ -146,7 +146,9 @@ def limits(store: Store) -> list[str]:
         measured = _over(every, name)
         if not measured or measured.median >= bar:
             continue
-        cells = results.within(every, every[name].runs)
+        others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
+        beside = others | {name: every[name]}
+        cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
         found = results.bound(cells)
         if not found or not (k := length(found[1])):
             continue
@@ -154,7 +156,7 @@ def limits(store: Store) -> list[str]:
         one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
         own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
         lines.append(
-            f"Missed, auto / {name}: in the rounds that it ran, the bound is {own / theirs:.2f} times that program's "
+            f"Missed, auto / {name}: in the rounds that all ran, the bound is {own / theirs:.2f} times that program's "
             f"speed. In its parts: a base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an "
             f"aligned pass {aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; "
             f"{found[1]} could make {own:.2f} times the base alone, and the program makes {theirs:.2f}, "
