@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import plots
 import results
-from results import Cell, Group, Ratio, Store
+from results import Cell, Group, Ratio, Store, letter
 from running import AUTO, BASE, LAZY, LLAMA, OUTSIDE, PLAIN, is_exact, length
 
 INTRO = """\
@@ -48,10 +48,10 @@ BOUND = """\
 The bound is the speed that the measured passes would allow if drawing cost nothing: the largest of
 
 - plain and lazy: tokens over the time spent inside llama.cpp's evaluation in the runs of that mode;
-- for every draft length k that was measured: E / (k A + B + w u A), where B and A are the mean times of a base pass and
-  of an aligned pass in the runs of that length, E the events per round and w the share of rounds whose guesses were all
-  right, replayed along the texts of the longest draft, and u the share of events at which the aligned model is needed
-  (aligned passes per event of the lazy runs; 1 under rule `base`).
+- for every draft length k that was measured: E / (G A + B + w u A), where B and A are the mean times of a base pass and
+  of an aligned pass in the runs of that length, E the events per round, G the guesses (k, fewer at a text's end) and w the
+  share of rounds whose guesses were all right, all replayed along the texts of the longest draft, and u the share of
+  events at which the aligned model is needed (aligned passes per event of the lazy runs; 1 under rule `base`).
 """
 
 
@@ -69,7 +69,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _intro(store: Store) -> str:
-    lines = [f"Machine {_letter(number)}: {_words(machine)}." for number, machine in enumerate(store.machines)]
+    lines = [f"Machine {letter(number)}: {_words(machine)}." for number, machine in enumerate(store.machines)]
     return INTRO.format(
         machines="\n\n".join(lines),
         short=results.SHORT,
@@ -83,11 +83,6 @@ def _words(machine: dict[str, Any]) -> str:
         f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
     )
-
-
-def _letter(number: int) -> str:
-    """What a machine is called on the page."""
-    return chr(ord("A") + number)
 
 
 def _programs(store: Store) -> list[str]:
@@ -128,11 +123,12 @@ def _about(store: Store, kind: str) -> str:
 
 def _bars(store: Store) -> str:
     rows = [list(line) for line in bars(store)]
-    table = markdown(["what", "measured", "bar", "met"], rows)
-    return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), BOUND])
+    table = markdown(["what", "machine", "measured", "bar", "met"], rows)
+    return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), *own_limits(store), BOUND])
 
 
 OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
+OWN_BAR = 0.9  # auto over the bound
 
 
 def limits(store: Store) -> list[str]:
@@ -140,71 +136,96 @@ def limits(store: Store) -> list[str]:
 
     Of the rounds that all of them ran: the program, the base alone and every setting of kad-llama.
     """
-    every, lines = store.cells.get(Group("Q8_0", "base", 1.0), {}), []
-    for program, bar in OUTSIDE_BARS.items():
-        name = results.best(every, program) or program
-        measured = _over(every, name)
-        if not measured or measured.median >= bar:
-            continue
-        others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
-        beside = others | {name: every[name]}
-        cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
+    lines = []
+    for machine, every in _at(store, "Q8_0", "base").items():
+        for program, bar in OUTSIDE_BARS.items():
+            name = results.best(every, program) or program
+            measured = results.ratio(every.get(AUTO), every.get(name))
+            if measured and measured.median < bar and (line := _outside_limit(every, name)):
+                lines.append(f"Missed on machine {letter(machine)}, auto / {name}: {line}")
+    return lines
+
+
+def _outside_limit(every: dict[str, Cell], name: str) -> str | None:
+    """The bound beside a program's speed, and the parts of both; None where the bound is no draft's."""
+    others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
+    beside = others | {name: every[name]}
+    cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
+    found = results.bound(cells)
+    if not found or not (k := length(found[1])):
+        return None
+    base_s, aligned_s = results.pass_times(cells[found[1]])
+    one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
+    own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
+    return (
+        f"in the rounds that all ran, the bound is {own / theirs:.2f} times that program's "
+        f"speed. In its parts: a base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an "
+        f"aligned pass {aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; "
+        f"{found[1]} could make {own:.2f} times the base alone, and the program makes {theirs:.2f}, "
+        f"{100 * cells[name].right:.0f} % of its guesses right."
+    )
+
+
+def own_limits(store: Store) -> list[str]:
+    """Of each group whose auto misses the bound: where the setting that has the bound loses, and what auto loses to it."""
+    lines = []
+    for group, cells in store.cells.items():
         found = results.bound(cells)
-        if not found or not (k := length(found[1])):
+        if group.temperature != 1.0 or not found or AUTO not in cells or cells[AUTO].speed >= OWN_BAR * found[0]:
             continue
-        base_s, aligned_s = results.pass_times(cells[found[1]])
-        one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
-        own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
+        if not (k := length(found[1])) or not (replayed := results.longest(cells)):
+            continue
+        cell = cells[found[1]]
+        events = results.replay(results.letters(cells[replayed]), k).events
         lines.append(
-            f"Missed, auto / {name}: in the rounds that all ran, the bound is {own / theirs:.2f} times that program's "
-            f"speed. In its parts: a base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an "
-            f"aligned pass {aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; "
-            f"{found[1]} could make {own:.2f} times the base alone, and the program makes {theirs:.2f}, "
-            f"{100 * cells[name].right:.0f} % of its guesses right."
+            f"Missed on machine {letter(group.machine)}, {group.pair}, rule {group.rule}, auto / the bound: {found[1]} "
+            f"itself reaches {cell.speed / found[0]:.3f} of it, and auto {cells[AUTO].speed / cell.speed:.3f} of "
+            f"{found[1]}. A base pass of {found[1]} makes {cell.total('tokens') / cell.total('base_passes'):.2f} events; "
+            f"right guesses alone would make {events:.2f}. {_outside(cell)} of its time is outside evaluation."
         )
     return lines
 
 
-def bars(store: Store) -> list[tuple[str, str, str, str]]:
-    """What was to be reached, what was measured, and whether it is enough."""
-    at = lambda pair, rule: store.cells.get(Group(pair, rule, 1.0), {})  # noqa: E731
-    lines = [
-        _bar("F16, rule base: auto / base alone", _over(at("F16", "base"), BASE), 1.9),
-        _bar("Q8_0, rule base: auto / base alone", _over(at("Q8_0", "base"), BASE), 1.6),
-        *(_outside_bar(at("Q8_0", "base"), program, bar) for program, bar in OUTSIDE_BARS.items()),
-        _bar("Q8_0-0.1, rule dual: auto / base alone", _over(at("Q8_0-0.1", "dual"), BASE), 1.2),
-        _bar("Q4_0, rule base: auto / base alone", _over(at("Q4_0", "base"), BASE), 0.97),
-        _bar("Q4_0, rule dual: auto / base alone", _over(at("Q4_0", "dual"), BASE), 0.80),
-        _bar("demo, rule dual: auto / plain", _over(at("demo", "dual"), PLAIN), 1.1),
-        _bar("demo, rule dual: plain / one base pass and one aligned pass", one_pass_each(at("demo", "dual")), 0.95),
-    ]
+Bar = tuple[str, str, str, str, str]  # what, machine, measured, bar, met
+Measured = tuple[str, Ratio | float | None]  # what, and how much of it
+Measure = Callable[[dict[str, Cell]], Measured]
+
+
+def bars(store: Store) -> list[Bar]:
+    """What was to be reached, what was measured on each machine, and whether it is enough."""
+    lines: list[Bar] = []
+    for pair, rule, measure, bar in BARS:
+        found = {machine: measure(cells) for machine, cells in _at(store, pair, rule).items()}
+        known = {machine: line for machine, line in found.items() if line[1] is not None} or {None: measure({})}
+        lines += [_bar(f"{pair}, rule {rule}: {what}", where, value, bar) for where, (what, value) in known.items()]
     for group, cells in store.cells.items():
         if group.temperature == 1.0 and AUTO in cells:
             lines += _own_bars(group, cells)
     return lines + _fact_bars(store)
 
 
-def _bar(what: str, measured: Ratio | float | None, bar: float, most: bool = False) -> tuple[str, str, str, str]:
+def _at(store: Store, pair: str, rule: str) -> dict[int, dict[str, Cell]]:
+    """The cells of a pair and a rule at temperature 1, by machine."""
+    return {g.machine: cells for g, cells in store.cells.items() if g[:3] == (pair, rule, 1.0)}
+
+
+def _bar(what: str, machine: int | None, measured: Ratio | float | None, bar: float, most: bool = False) -> Bar:
     sign = "at most" if most else "at least"
-    if measured is None:
-        return what, "not measured", f"{sign} {bar:g}", "-"
+    if machine is None or measured is None:
+        return what, "-", "not measured", f"{sign} {bar:g}", "-"
     value = measured.median if isinstance(measured, Ratio) else measured
     met = value <= bar if most else value >= bar
-    return (
-        what,
-        str(measured) if isinstance(measured, Ratio) else f"{value:.3g}",
-        f"{sign} {bar:g}",
-        "yes" if met else "no",
-    )
+    shown = str(measured) if isinstance(measured, Ratio) else f"{value:.3g}"
+    return what, letter(machine), shown, f"{sign} {bar:g}", "yes" if met else "no"
 
 
-def _over(cells: dict[str, Cell], name: str) -> Ratio | None:
-    return results.ratio(cells.get(AUTO), cells.get(name))
+def _auto_over(name: str) -> Measure:
+    return lambda cells: (f"auto / {name}", results.ratio(cells.get(AUTO), cells.get(name)))
 
 
-def _outside_bar(cells: dict[str, Cell], program: str, bar: float) -> tuple[str, str, str, str]:
-    name = results.best(cells, program)
-    return _bar(f"Q8_0, rule base: auto / {name or program}", _over(cells, name or ""), bar)
+def _auto_over_program(program: str) -> Measure:
+    """At the draft length that is best for it."""
+    return lambda cells: _auto_over(results.best(cells, program) or program)(cells)
 
 
 def one_pass_each(cells: dict[str, Cell]) -> float | None:
@@ -219,15 +240,27 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
     )
 
 
-def _own_bars(group: Group, cells: dict[str, Cell]) -> list[tuple[str, str, str, str]]:
+BARS: tuple[tuple[str, str, Measure, float], ...] = (
+    ("F16", "base", _auto_over(BASE), 1.9),
+    ("Q8_0", "base", _auto_over(BASE), 1.6),
+    *(("Q8_0", "base", _auto_over_program(program), bar) for program, bar in OUTSIDE_BARS.items()),
+    ("Q8_0-0.1", "dual", _auto_over(BASE), 1.2),
+    ("Q4_0", "base", _auto_over(BASE), 0.97),
+    ("Q4_0", "dual", _auto_over(BASE), 0.80),
+    ("demo", "dual", _auto_over(PLAIN), 1.1),
+    ("demo", "dual", lambda cells: ("plain / one base pass and one aligned pass", one_pass_each(cells)), 0.95),
+)
+
+
+def _own_bars(group: Group, cells: dict[str, Cell]) -> list[Bar]:
     """auto against the bound, and against the best fixed setting."""
     where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
     lines = [
-        _bar(f"{where}{name}, the best fixed setting on the other half of the rounds", measured, 0.92)
+        _bar(f"{where}{name}, the best fixed setting on the other half of the rounds", group.machine, measured, 0.92)
         for name, measured in results.halves(cells)
     ]
     if found and cells[AUTO].runs:
-        lines.append(_bar(f"{where}the bound ({found[1]})", cells[AUTO].speed / found[0], 0.9))
+        lines.append(_bar(f"{where}the bound ({found[1]})", group.machine, cells[AUTO].speed / found[0], OWN_BAR))
     return lines
 
 
@@ -245,9 +278,12 @@ FACTS = {
 }
 
 
-def _fact_bars(store: Store) -> list[tuple[str, str, str, str]]:
-    facts = {name: value for table in store.tables.values() for name, value in table["facts"].items()}
-    return [_bar(what, facts.get(name), bar, most) for name, (what, bar, most) in FACTS.items()]
+def _fact_bars(store: Store) -> list[Bar]:
+    lines = []
+    for name, (what, bar, most) in FACTS.items():
+        found = {table["machine"]: table["facts"][name] for table in store.tables if name in table["facts"]}
+        lines += [_bar(what, machine, fact, bar, most) for machine, fact in (found or {None: None}).items()]
+    return lines
 
 
 # ---- Groups -----------------------------------------------------------------------------------------------------------
@@ -268,9 +304,11 @@ def _groups(store: Store) -> list[str]:
     for group, cells in store.cells.items():
         rows = [_row(group, cells, name) for name in _order(cells)]
         notes = [*_refusals(cells), *_tried(cells), *_stalled(cells)]
-        title = f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}"
+        title = (
+            f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}, machine {letter(group.machine)}"
+        )
         alone = cells.get(BASE, Cell()).speed
-        said = f"Machine {_letter(store.where[group])}. Base alone: {alone:.1f} tokens/s."
+        said = f"Base alone: {alone:.1f} tokens/s."
         parts.append("\n\n".join([title, said, markdown(HEADER, rows), *notes]))
     return parts
 
@@ -310,7 +348,6 @@ def _order(cells: dict[str, Cell]) -> list[str]:
 def _row(group: Group, cells: dict[str, Cell], name: str) -> list[str]:
     cell = cells[name]
     passes = cell.total("base_passes")
-    inside = cell.total("base_eval_s") + cell.total("aligned_eval_s")
     return [
         name,
         "yes" if is_exact(name, group.temperature) else "no",
@@ -318,14 +355,20 @@ def _row(group: Group, cells: dict[str, Cell], name: str) -> list[str]:
         str(cell.tokens),
         f"{cell.right:.2f}" if cell.total("drafted") else "-",
         f"{cell.total('tokens') / passes:.2f}" if passes else "-",
-        f"{100 * (1 - inside / cell.total('seconds')):.1f} %" if inside else "-",
+        _outside(cell),
     ]
+
+
+def _outside(cell: Cell) -> str:
+    """The share of a cell's time that was not spent in evaluation; "-" where it was not measured."""
+    inside = cell.total("base_eval_s") + cell.total("aligned_eval_s")
+    return f"{100 * (1 - inside / cell.total('seconds')):.1f} %" if inside else "-"
 
 
 def _tables(store: Store) -> list[str]:
     return [
-        f"## {table['title']}\n\nMachine {_letter(table['machine'])}.\n\n" + markdown(table["header"], table["rows"])
-        for table in store.tables.values()
+        f"## {table['title']}\n\nMachine {letter(table['machine'])}.\n\n" + markdown(table["header"], table["rows"])
+        for table in store.tables
     ]
 
 

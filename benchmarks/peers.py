@@ -6,7 +6,8 @@
 
 A round runs every candidate once from the same prompt and seed; rounds go on until each has its positions. Every run is
 stored at once, so an interrupted command goes on where it stopped, and cells can be added later: only what lacks
-positions is run, with the base alone beside it in every round. `--again auto,k=3` forgets what was measured of those.
+positions is run, with the base alone beside it in every round. `--again auto,k=3` forgets what this machine measured of
+those. Another machine's measurements are left as they are: ratios are taken within a machine.
 
 Outside programs implement ordinary speculative decoding: they run under rule `base`. For them a few rounds try every draft
 length, and then only the fastest goes on.
@@ -109,6 +110,7 @@ def one_run(store: Store, group: Group, name: str, candidate: Candidate, number:
         cell.runs[number] = run = candidate.run(question, number + 1, group.temperature, tokens)
     except Refused as refusal:
         cell.refused = str(refusal)
+        print(f"{name} does not run, pair {group.pair}: {refusal}", file=sys.stderr)
         run = running.Run(0, 0.0)
     store.save()
     return run.tokens
@@ -128,7 +130,6 @@ Report = Callable[[str], None]
 
 def measure(store: Store, group: Group, wanted: Sequence[str], amount: Amount, report: Report = lambda _: None) -> None:
     """Rounds until every candidate of the group has its positions."""
-    store.place(group, running.machine(amount.threads))
     cells = store.group(group)
     if not lacking(cells, wanted, amount):
         return
@@ -169,14 +170,13 @@ def run(given: argparse.Namespace) -> None:
     amount = Amount(given.tokens, given.positions, given.scout, threads)
     if given.quick:
         amount = Amount(16, 16, 1, threads)
+    here = store.number(running.machine(threads))
     groups = [
-        Group(pair, rule, float(temperature))
+        Group(pair, rule, float(temperature), here)
         for pair in given.pairs.split(",")
         for rule in given.rules.split(",")
         for temperature in given.temperatures.split(",")
     ]
-    for group in groups:  # before an hour is spent on the first
-        store.place(group, running.machine(threads), given.replace)
     for name in filter(None, given.again.split(",")):
         for group in groups:
             store.group(group).pop(name, None)
@@ -221,8 +221,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=100, help="per run, at most (default: %(default)s)")
     parser.add_argument("--scout", type=int, default=3, help="rounds that try every outside draft length (default: 3)")
     parser.add_argument("--threads", type=int, help="(default: the physical cores)")
-    parser.add_argument("--again", default="", help="candidates whose runs are forgotten first")
-    parser.add_argument("--replace", action="store_true", help="forget what another machine measured of these groups")
+    parser.add_argument("--again", default="", help="candidates whose runs on this machine are forgotten first")
     parser.add_argument("--quick", action="store_true", help="one run of 16 tokens each; give a --file of its own")
     return parser.parse_args(arguments)
 

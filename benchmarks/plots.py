@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import results
-from results import Cell, Group, Store
+from results import Cell, Group, Store, letter
 from running import AUTO, BASE, LAZY, OUTSIDE, PLAIN, length
 
 MARKERS = "osD^vPX*<>"
@@ -24,17 +24,18 @@ def draw(store: Store, folder: Path, suffix: str = "svg") -> list[tuple[str, str
     groups = {group: cells for group, cells in store.cells.items() if group.temperature == 1.0 and BASE in cells}
     drawn = []
     with plt.rc_context(STYLE):
-        for rule in sorted({group.rule for group in groups}):
-            chosen = {group: cells for group, cells in groups.items() if group.rule == rule}
+        for machine, rule in sorted({(group.machine, group.rule) for group in groups}):
+            chosen = {group: cells for group, cells in groups.items() if (group.machine, group.rule) == (machine, rule)}
+            where = f"rule {rule}, machine {letter(machine)}."
             for name, caption, plot in (
-                ("length", f"Speed against draft length, rule {rule}.", by_length),
-                ("right", f"Speed against the share of right guesses, rule {rule}.", by_right),
-                ("cost", f"Where the time goes, per token, rule {rule}.", by_part),
+                ("length", f"Speed against draft length, {where}", by_length),
+                ("right", f"Speed against the share of right guesses, {where}", by_right),
+                ("cost", f"Where the time goes, per token, {where}", by_part),
             ):
                 figure = plot(chosen)
                 if figure is None:
                     continue
-                file = f"results-{name}-{rule}.{suffix}"
+                file = f"results-{name}-{rule}-{letter(machine).lower()}.{suffix}"
                 figure.savefig(
                     folder / file, bbox_inches="tight", dpi=110, metadata={"Date": None} if suffix == "svg" else {}
                 )

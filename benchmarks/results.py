@@ -1,9 +1,8 @@
 """The stored measurements, and what is computed from them: ratios, the best draft length, the bound.
 
-docs/results.json holds one line per cell (a pair, a rule, a temperature and a candidate), all cells of a group (a pair, a
-rule and a temperature) from one machine, with one row per run:
+docs/results.json holds one line per cell (a pair, a rule, a temperature, a machine and a candidate), with one row per run:
 round, tokens, seconds, base passes, aligned passes, base seconds, aligned seconds, drafted, accepted. In a round every
-candidate runs once from the same prompt and seed; ratios are taken within rounds.
+candidate runs once from the same prompt and seed; ratios are taken within rounds, and so within a machine.
 """
 
 from __future__ import annotations
@@ -24,11 +23,17 @@ STALLED = 3  # times as long per token as the cell's median: the machine did som
 
 
 class Group(NamedTuple):
-    """What candidates are compared within."""
+    """What candidates are compared within. `machine` is a place in the store's list of machines."""
 
     pair: str
     rule: str
     temperature: float
+    machine: int = 0
+
+
+def letter(machine: int) -> str:
+    """What a machine is called on the page."""
+    return chr(ord("A") + machine)
 
 
 @dataclass
@@ -76,9 +81,8 @@ class Store:
         self.path = path
         self.machines: list[dict[str, Any]] = []
         self.programs: dict[str, str] = {}
-        self.tables: dict[str, dict[str, Any]] = {}
+        self.tables: list[dict[str, Any]] = []
         self.cells: dict[Group, dict[str, Cell]] = {}
-        self.where: dict[Group, int] = {}  # the machine that a group was measured on: ratios are within one
         if path.is_file():
             self._read(json.loads(path.read_text(encoding="utf-8")))
 
@@ -88,26 +92,12 @@ class Store:
             guesses = line.get("guesses", {})
             cell = Cell(about=line["about"], refused=line.get("refused", ""))
             cell.runs = {row[0]: Run(*row[1:], guesses=guesses.get(str(row[0]), "")) for row in line["runs"]}
-            group = Group(line["pair"], line["rule"], line["temperature"])
+            group = Group(line["pair"], line["rule"], line["temperature"], line["machine"])
             self.group(group)[line["candidate"]] = cell
-            self.where[group] = line["machine"]
 
     def group(self, group: Group) -> dict[str, Cell]:
         """The cells of a group by candidate."""
         return self.cells.setdefault(group, {})
-
-    def place(self, group: Group, machine: dict[str, Any], replace: bool = False) -> None:
-        """Say where a group is measured. What another machine measured of it is refused, or forgotten with `replace`."""
-        before = self.machines[self.where[group]] if self.cells.get(group) else machine
-        if before != machine:
-            if not replace:
-                raise SystemExit(
-                    f"{self.path.name} has {group.pair}, rule {group.rule}, temperature {group.temperature:g} from another "
-                    f"machine or setting ({before['processor']}, {before['threads']} threads); "
-                    "give --replace to measure it anew here, or another --file"
-                )
-            self.cells.pop(group)
-        self.where[group] = self.number(machine)
 
     def number(self, machine: dict[str, Any]) -> int:
         """The machine's place in the list."""
@@ -119,8 +109,8 @@ class Store:
         """Write the file, one line per cell."""
         head = {"machines": self.machines, "programs": self.programs, "tables": self.tables}
         lines = [
-            {**_line(g, name, cell, longest(cells)), "machine": self.where[g]}
-            for g, cells in self.cells.items()
+            _line(group, name, cell, longest(cells))
+            for group, cells in self.cells.items()
             for name, cell in cells.items()
         ]
         text = json.dumps(head)[:-1] + ', "cells": [\n' + ",\n".join(map(json.dumps, lines)) + "\n]}\n"
@@ -138,9 +128,14 @@ class Store:
         machine: dict[str, Any],
         **facts: float,
     ) -> None:
-        """Store another script's table, where it was measured, and numbers of it that bars are held against."""
+        """Store another script's table, where it was measured, and numbers of it that bars are held against.
+
+        It takes the place of the table of this name from the same machine.
+        """
+        place = {"name": name, "machine": self.number(machine)}
+        self.tables = [table for table in self.tables if {key: table[key] for key in place} != place]
         found = {"title": title, "header": list(header), "rows": [list(row) for row in rows], "facts": facts}
-        self.tables[name] = {**found, "machine": self.number(machine)}
+        self.tables.append(place | found)
         self.save()
 
 
@@ -250,31 +245,49 @@ def halves(cells: dict[str, Cell]) -> list[tuple[str, Ratio]]:
 # ---- The bound --------------------------------------------------------------------------------------------------------
 
 
-def replay(guesses: str, k: int) -> tuple[float, float]:
-    """Events per round, and the share of rounds whose guesses were all right, with drafts of k along a text.
+class Rounds(NamedTuple):
+    """Means over rounds: events, guesses made, and the share of rounds whose guesses were all right."""
+
+    events: float
+    guesses: float
+    full: float
+
+
+def replay(texts: Iterable[str], k: int) -> Rounds:
+    """The rounds that drafts of k would have made along each text.
 
     Whether a guess at a position is right does not depend on the draft length: the guess there is the same draw. So the
-    letters of the longest draft's run tell how rounds of any length would have gone. A round takes k guesses as long as they
-    are right, and one event more; a position that was not guessed (it came after the longest draft was right throughout)
-    counts as right.
+    letters of the longest draft's runs tell how rounds of any length would have gone. A round takes k guesses as long as
+    they are right, and one event more; a position that was not guessed (it came after the longest draft was right
+    throughout) counts as right. No round guesses beyond the last event of its text.
     """
-    rounds = full = at = 0
-    while at < len(guesses):
-        window = guesses[at : at + k]
-        wrong = window.find("c")
-        at += len(window) + 1 if wrong < 0 else wrong + 1
-        full += wrong < 0
-        rounds += 1
-    return (min(at, len(guesses)) / rounds, full / rounds) if rounds else (0.0, 0.0)
+    rounds = full = events = guesses = 0
+    for text in texts:
+        at = 0
+        while at < len(text):
+            made = min(k, len(text) - at - 1)
+            wrong = text.find("c", at, at + made)
+            at = at + made + 1 if wrong < 0 else wrong + 1
+            full += wrong < 0
+            guesses += made
+            rounds += 1
+        events += len(text)
+    return Rounds(events / rounds, guesses / rounds, full / rounds) if rounds else Rounds(0.0, 0.0, 0.0)
+
+
+def letters(cell: Cell) -> list[str]:
+    """The guesses of each text of a cell."""
+    return [run.guesses for run in cell.runs.values()]
 
 
 def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:
     """Tokens per second that the measured costs allow, and the setting that would reach it.
 
-    Plain and lazy: tokens over the time inside llama_decode and llama_synchronize. A draft of k: E / (k A + B + w u A).
-    B is the mean time of a base pass in the runs of that length (k + 1 rows), A that of an aligned pass there, E the events
-    per round and w the share of rounds in which all guesses were right, both by `replay`; u is the share of events that need
-    the aligned model: aligned passes per event of the lazy runs, 1 where the rule has none. Drawing costs nothing.
+    Plain and lazy: tokens over the time inside llama_decode and llama_synchronize. A draft of k: E / (G A + B + w u A).
+    B is the mean time of a base pass in the runs of that length (k + 1 rows, fewer at a text's end), A that of an aligned
+    pass there, E the events and G the guesses per round and w the share of rounds in which all guesses were right, all by
+    `replay`; u is the share of events that need the aligned model: aligned passes per event of the lazy runs, 1 where the
+    rule has none. Drawing costs nothing.
     """
     found: list[tuple[float, str]] = []
     for name in (PLAIN, LAZY):
@@ -283,10 +296,10 @@ def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:
     lazy = cells.get(LAZY)
     needed = min(1.0, lazy.total("aligned_passes") / lazy.total("tokens")) if lazy and lazy.tokens else 1.0
     if replayed := longest(cells):
-        guesses = "".join(run.guesses for run in cells[replayed].runs.values())
+        texts = letters(cells[replayed])
         for name, cell in cells.items():
             if name.startswith("k=") and cell.tokens:
-                found.append((speculative_bound(guesses, length(name) or 0, *pass_times(cell), needed), name))
+                found.append((speculative_bound(texts, length(name) or 0, *pass_times(cell), needed), name))
     return max(found, default=None)
 
 
@@ -299,16 +312,16 @@ def pass_times(cell: Cell) -> tuple[float, float]:
     )
 
 
-def speculative_bound(guesses: str, k: int, base_s: float, aligned_s: float, needed: float) -> float:
-    """E / (k A + B + w u A), tokens per second."""
-    events, full = replay(guesses, k)
-    return events / (k * aligned_s + base_s + full * needed * aligned_s)
+def speculative_bound(texts: Sequence[str], k: int, base_s: float, aligned_s: float, needed: float) -> float:
+    """E / (G A + B + w u A), tokens per second."""
+    rounds = replay(texts, k)
+    return rounds.events / (base_s + (rounds.guesses + rounds.full * needed) * aligned_s) if rounds.events else 0.0
 
 
 def guess_share(cell: Cell) -> float:
     """Share of right guesses over positions, not over guesses: long drafts weigh the good stretches more."""
-    letters = "".join(run.guesses for run in cell.runs.values())
-    return letters.count("r") / max(1, letters.count("r") + letters.count("c"))
+    marks = "".join(letters(cell))
+    return marks.count("r") / max(1, marks.count("r") + marks.count("c"))
 
 
 def expected_events(right: float, k: int) -> float:

@@ -134,20 +134,22 @@ def test_candidates_of_a_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("guesses", "k", "events", "full"),
+    ("texts", "k", "rounds"),
     [
-        ("c", 3, 1, 0),
-        ("rrrr", 3, 4, 1),  # three guesses, and the event after them
-        ("rcrc", 1, 2, 1),  # r and the event after it, twice
-        ("rcrc", 3, 2, 0),
-        ("rrrrcrrrn", 4, 4.5, 1),  # rrrr+c, rrrn: what was not guessed counts as right
-        ("rrrrcrrrn", 2, 9 / 4, 3 / 4),  # rr+r, rc, rr+r, n
-        ("ccrr", 2, 4 / 3, 1 / 3),
-        ("", 2, 0, 0),
+        (["c"], 3, (1, 0, 1)),  # the last event: nothing is guessed
+        (["rrrr"], 3, (4, 3, 1)),  # three guesses, and the event after them
+        (["rcrc"], 1, (2, 1, 1)),  # r and the event after it, twice
+        (["rcrc"], 3, (2, 2, 0.5)),  # rc, r and the last event
+        (["rrrrcrrrn"], 4, (4.5, 3.5, 1)),  # rrrr+c, rrrn: what was not guessed counts as right
+        (["rrrrcrrrn"], 2, (9 / 4, 6 / 4, 3 / 4)),  # rr+r, rc, rr+r, n
+        (["ccrr"], 2, (4 / 3, 5 / 3, 1 / 3)),
+        (["rrr", "rcr"], 1, (6 / 4, 2 / 4, 1)),  # rr, r | rc, r: no round goes beyond its text
+        (["rrr", "", "rcr"], 3, (6 / 3, 4 / 3, 2 / 3)),  # rrr | rc, r
+        ([""], 2, (0, 0, 0)),
     ],
 )
-def test_replay(guesses: str, k: int, events: float, full: float) -> None:
-    assert results.replay(guesses, k) == pytest.approx((events, full))
+def test_replay(texts: list[str], k: int, rounds: tuple[float, float, float]) -> None:
+    assert results.replay(texts, k) == pytest.approx(rounds)
 
 
 def test_replay_is_what_a_loop_would_do() -> None:
@@ -162,14 +164,14 @@ def test_replay_is_what_a_loop_would_do() -> None:
                 at += 1
                 if guessed < k and letter == "c":
                     break
-        assert results.replay(guesses, k)[0] == pytest.approx(len(guesses) / rounds)
+        assert results.replay([guesses], k)[0] == pytest.approx(len(guesses) / rounds)
 
 
 def test_speculative_bound_by_hand() -> None:
-    # Rounds of "rcrr" at k = 1: r+c, r+r: 2 events, all guesses right. 2 / (1 * 10 ms + 50 ms + 1 * 0.5 * 10 ms).
-    assert results.speculative_bound("rcrr", 1, 0.050, 0.010, 0.5) == pytest.approx(2 / 0.065)
-    # At k = 3: rc, rr: 2 events a round, half of the rounds right throughout.
-    assert results.speculative_bound("rcrr", 3, 0.080, 0.010, 1.0) == pytest.approx(2 / (0.030 + 0.080 + 0.005))
+    # Rounds of "rcrr" at k = 1: r+c, r+r: 2 events, 1 guess, all right. 2 / (1 * 10 ms + 50 ms + 1 * 0.5 * 10 ms).
+    assert results.speculative_bound(["rcrr"], 1, 0.050, 0.010, 0.5) == pytest.approx(2 / 0.065)
+    # At k = 3: rc, rr: 2 events a round, 3 guesses and 1, half of the rounds right throughout.
+    assert results.speculative_bound(["rcrr"], 3, 0.080, 0.010, 1.0) == pytest.approx(2 / (0.020 + 0.080 + 0.005))
 
 
 def cell(*runs: Run) -> Cell:
@@ -187,7 +189,7 @@ def test_bound_takes_the_best_setting() -> None:
         "k=1": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), ""),
         "k=3": draft_cell(4, 1.0, (2, 6), (0.5, 0.06), "rcrr"),
     }
-    # k=1: A 10 ms, B 100 ms, u 0.5, replayed along k=3's letters: 2 / 0.115; k=3: 2 / (0.03 + 0.25 + 0.5 * 0.5 * 0.01).
+    # k=1: A 10 ms, B 100 ms, u 0.5, replayed along k=3's letters: 2 / 0.115; k=3: 2 / (0.02 + 0.25 + 0.5 * 0.5 * 0.01).
     speed, name = results.bound(cells) or (0.0, "")
     assert name == "k=1"
     assert speed == pytest.approx(2 / 0.115)
@@ -288,7 +290,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 GROUP = Group("Q8_0", "base", 1.0)
 
 
-def test_rounds_interleave_and_stop(fakes: list[str], tmp_path: Path) -> None:
+def test_rounds_interleave_and_stop(fakes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "results.json")
     wanted = [BASE, "k=1", AUTO, "speculative k=3", "speculative k=7"]
     amount = peers.Amount(tokens=20, positions=40, scout=1, threads=1)
@@ -296,6 +298,7 @@ def test_rounds_interleave_and_stop(fakes: list[str], tmp_path: Path) -> None:
     # Round 1 tries everything; k=1 refuses and is not asked again; of the lengths the faster goes on.
     assert fakes == [f"1 {name}" for name in wanted] + ["2 base alone", "2 auto", "2 speculative k=7"]
     assert store.group(GROUP)["k=1"].refused == "cannot"
+    assert capsys.readouterr().err == "k=1 does not run, pair Q8_0: cannot\n"
     assert peers.amounts(store, {GROUP: wanted}, amount) == (140, 140)
     fakes.clear()
     peers.measure(store, GROUP, wanted, amount)
@@ -325,22 +328,21 @@ def test_texts_that_end_early_do_not_go_on_for_ever(
     assert len(store.group(GROUP)[PLAIN].runs) == 40  # 20 times the runs that full texts would take
 
 
-def test_a_group_is_of_one_machine(measured: Store) -> None:
+def test_machines_are_measured_apart(measured: Store, fakes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command on another machine: a group of its own, what the first measured left as it is, --again included."""
+    monkeypatch.setattr(running, "machine", lambda threads: OTHER_MACHINE)
+    monkeypatch.setattr(peers.peers_build, "version", lambda: "5.6")
+    before = Store(measured.path).cells
+    again = ["run", "--file", str(measured.path), "--pairs", "Q8_0", "--rules", "base", "--candidates", "auto"]
+    peers.main([*again, "--positions", "40", "--again", "auto"])
     store = Store(measured.path)
-    store.place(GROUP, MACHINE)
-    with pytest.raises(
-        SystemExit, match=r"rule base, temperature 1 from another .* \(Some CPU, 2 threads\).*--replace"
-    ):
-        store.place(GROUP, OTHER_MACHINE)
-    store.place(GROUP._replace(temperature=0.0), OTHER_MACHINE)  # another group may be
-    store.place(GROUP, OTHER_MACHINE, replace=True)
-    assert not store.group(GROUP)
     assert store.machines == [MACHINE, OTHER_MACHINE]
+    assert store.cells.pop(GROUP._replace(machine=1)).keys() == {BASE, AUTO}
+    assert store.cells == before
 
 
 def test_guesses_are_stored_of_the_longest_draft_alone(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.json")
-    store.place(GROUP, MACHINE)
     store.cells[GROUP] = {f"k={k}": draft_cell(4, 1.0, (2, 4), (0.2, 0.04), "rrcr") for k in (2, 10)}
     store.save()
     found = Store(store.path).cells[GROUP]
@@ -406,7 +408,7 @@ OTHER_MACHINE = MACHINE | {"processor": "Another CPU"}
 def measured(tmp_path: Path) -> Store:
     """A small results file: auto is exactly twice the base alone, speculative half as fast again."""
     store = Store(tmp_path / "results.json")
-    store.place(GROUP, MACHINE)
+    assert store.number(MACHINE) == GROUP.machine
     store.programs = {"kad-llama": "1.2", "llama-cpp-python": "3.4", "llama.cpp": "5.6"}
     runs = {
         BASE: Run(40, 4.0),
@@ -432,15 +434,15 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     for line in (
         "Machine A: Some CPU (x86_64), 2 cores, 2 threads, 8 GB, Linux, CPU",
         "Machine B: Another CPU",
-        "Machine A. Base alone: 10.0 tokens/s.",
+        "### Q8_0, rule base, temperature 1, machine A\n\nBase alone: 10.0 tokens/s.",
         "## Memory\n\nMachine B.",
-        "| Q8_0, rule base: auto / base alone | 2.00 (2.00-2.00) | at least 1.6 | yes |",
-        "| Q8_0, rule base: auto / speculative-simple k=1 | 2.50 (2.50-2.50) | at least 2.5 | yes |",
-        "| Q8_0, rule base: auto / speculative k=7 | 1.25 (1.25-1.25) | at least 1.2 | yes |",
-        "| F16, rule base: auto / base alone | not measured | at least 1.9 | - |",
-        "| memory beyond a process that holds both contexts, MiB | 70 | at most 64 | no |",
+        "| Q8_0, rule base: auto / base alone | A | 2.00 (2.00-2.00) | at least 1.6 | yes |",
+        "| Q8_0, rule base: auto / speculative-simple k=1 | A | 2.50 (2.50-2.50) | at least 2.5 | yes |",
+        "| Q8_0, rule base: auto / speculative k=7 | A | 1.25 (1.25-1.25) | at least 1.2 | yes |",
+        "| F16, rule base: auto / base alone | - | not measured | at least 1.9 | - |",
+        "| memory beyond a process that holds both contexts, MiB | B | 70 | at most 64 | no |",
         "| Q8_0, rule base: auto / k=3, the best fixed setting on the other half of the rounds "
-        "| 1.25 (1.25-1.25) | at least 0.92 | yes |",
+        "| A | 1.25 (1.25-1.25) | at least 0.92 | yes |",
         "| auto | yes | 2.00 (2.00-2.00) | 80 | 0.90 | 3.33 | 10.0 % |",
         "| speculative k=7 | no | 1.60 (1.60-1.60) | 80 | 0.75 | - | - |",
         "| speculative k=N | llama.cpp 5.6 | base at temperature 0; above it nothing known | "
@@ -466,9 +468,21 @@ def test_a_bar_that_was_missed_is_taken_apart(measured: Store) -> None:
     (line,) = page.limits(measured)
     most = results.bound(results.within(cells, [0]))
     assert most is not None and most[1] == "k=3"
-    assert f"auto / speculative k=7: in the rounds that all ran, the bound is {most[0] / (40 / 1.8):.2f} times" in line
+    assert line.startswith("Missed on machine A, auto / speculative k=7: in the rounds that all ran, the bound is ")
+    assert f"the bound is {most[0] / (40 / 1.8):.2f} times that program's speed" in line
     assert "a base pass of 4 tokens takes as long as 1.25 of one token, an aligned pass 0.250; 90 % of the" in line
     assert f"could make {most[0] / 10:.2f} times the base alone, and the program makes 2.22, 0 % of its guesses" in line
+
+
+def test_a_bound_that_was_missed_is_taken_apart(measured: Store) -> None:
+    """k=3 along rrrn rrrn ... c rrr: 40 events in 11 rounds, where 12 base passes were made."""
+    cells = measured.cells[GROUP]
+    assert page.own_limits(measured) == []
+    cells[AUTO] = cell(Run(40, 2.4, 12, 40, 1.0, 0.8, 30, 27))
+    (line,) = page.own_limits(measured)
+    most = 40 / 11 / (0.1 + (32 + 10) / 11 * 0.02)  # ten rounds of 3 guesses and one of 2, ten right throughout
+    assert f"k=3 itself reaches {16 / most:.3f} of it, and auto 1.042 of k=3" in line
+    assert "of k=3 makes 3.33 events; right guesses alone would make 3.64. 20.0 % of its time is outside" in line
 
 
 def test_page_is_the_same_from_the_same_data(measured: Store, tmp_path: Path) -> None:
@@ -537,11 +551,15 @@ def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
 
     given = argparse.Namespace(keep=True, file=tmp_path / "results.json")
     common.show(given, "texts", "Eight texts", ["a"], [["1"]], texts_gain=2.0)
-    kept = json.loads(given.file.read_text())["tables"]["texts"]
+    common.show(given, "texts", "Eight texts", ["a"], [["2"]], texts_gain=2.5)  # takes the place of the first
+    common.show(given, "memory", "Memory", ["a"], [["3"]])
+    kept, other = json.loads(given.file.read_text())["tables"]
+    assert other["name"] == "memory"
     assert kept == {
+        "name": "texts",
         "title": "Eight texts",
         "header": ["a"],
-        "rows": [["1"]],
-        "facts": {"texts_gain": 2.0},
+        "rows": [["2"]],
+        "facts": {"texts_gain": 2.5},
         "machine": 0,
     }
