@@ -127,27 +127,34 @@ def _bars(store: Store) -> str:
     return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), *own_limits(store), BOUND])
 
 
+BASE_BARS = (
+    ("F16", "base", BASE, 1.9),
+    ("Q8_0", "base", BASE, 1.6),
+    ("Q8_0-0.1", "dual", BASE, 1.2),
+    ("Q4_0", "base", BASE, 0.97),
+    ("Q4_0", "dual", BASE, 0.80),
+)
 OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
 OWN_BAR = 0.9  # auto over the bound
 
 
 def limits(store: Store) -> list[str]:
-    """Of each bar against an outside program that was missed: what the measured passes allow, and their parts.
+    """Of each bar against the base alone or an outside program that was missed: what the measured passes allow, and why.
 
-    Of the rounds that all of them ran: the program, the base alone and every setting of kad-llama.
+    Of the rounds that all of them ran: what auto is held against, the base alone and every setting of kad-llama.
     """
     lines = []
-    for machine, every in _at(store, "Q8_0", "base").items():
-        for program, bar in OUTSIDE_BARS.items():
-            name = results.best(every, program) or program
+    for pair, rule, against, bar in (*BASE_BARS, *(("Q8_0", "base", *each) for each in OUTSIDE_BARS.items())):
+        for machine, every in _at(store, pair, rule).items():
+            name = results.best(every, against) or against
             measured = results.ratio(every.get(AUTO), every.get(name))
-            if measured and measured.median < bar and (line := _outside_limit(every, name)):
-                lines.append(f"Missed on machine {letter(machine)}, auto / {name}: {line}")
+            if measured and measured.median < bar and (line := _limit(every, name)):
+                lines.append(f"Missed on machine {letter(machine)}, {pair}, rule {rule}, auto / {name}: {line}")
     return lines
 
 
-def _outside_limit(every: dict[str, Cell], name: str) -> str | None:
-    """The bound beside a program's speed, and the parts of both; None where the bound is no draft's."""
+def _limit(every: dict[str, Cell], name: str) -> str | None:
+    """The bound beside the speed of `name`, and the parts of both; None where the bound is no draft's."""
     others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
     beside = others | {name: every[name]}
     cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
@@ -157,13 +164,14 @@ def _outside_limit(every: dict[str, Cell], name: str) -> str | None:
     base_s, aligned_s = results.pass_times(cells[found[1]])
     one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
     own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
-    return (
-        f"in the rounds that all ran, the bound is {own / theirs:.2f} times that program's "
-        f"speed. In its parts: a base pass of {k + 1} tokens takes as long as {base_s / one:.2f} of one token, an "
-        f"aligned pass {aligned_s / one:.3f}; {100 * cells[found[1]].right:.0f} % of the guesses are right; "
-        f"{found[1]} could make {own:.2f} times the base alone, and the program makes {theirs:.2f}, "
-        f"{100 * cells[name].right:.0f} % of its guesses right."
+    line = (
+        f"in the rounds that all ran, the bound is {own / theirs:.2f} times that. In its parts: a base pass of {k + 1} "
+        f"tokens takes as long as {base_s / one:.2f} of one token, an aligned pass {aligned_s / one:.3f}; "
+        f"{100 * cells[found[1]].right:.0f} % of the guesses are right; {found[1]} could make {own:.2f} times the base alone"
     )
+    if name == BASE:
+        return line + "."
+    return f"{line}, and the program makes {theirs:.2f}, {100 * cells[name].right:.0f} % of its guesses right."
 
 
 def own_limits(store: Store) -> list[str]:
@@ -241,12 +249,8 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
 
 
 BARS: tuple[tuple[str, str, Measure, float], ...] = (
-    ("F16", "base", _auto_over(BASE), 1.9),
-    ("Q8_0", "base", _auto_over(BASE), 1.6),
+    *((pair, rule, _auto_over(name), bar) for pair, rule, name, bar in BASE_BARS),
     *(("Q8_0", "base", _auto_over_program(program), bar) for program, bar in OUTSIDE_BARS.items()),
-    ("Q8_0-0.1", "dual", _auto_over(BASE), 1.2),
-    ("Q4_0", "base", _auto_over(BASE), 0.97),
-    ("Q4_0", "dual", _auto_over(BASE), 0.80),
     ("demo", "dual", _auto_over(PLAIN), 1.1),
     ("demo", "dual", lambda cells: ("plain / one base pass and one aligned pass", one_pass_each(cells)), 0.95),
 )
