@@ -52,6 +52,8 @@ The bound is the speed that the measured passes would allow if drawing cost noth
   of an aligned pass in the runs of that length, E the events per round, G the guesses (k, fewer at a text's end) and w the
   share of rounds whose guesses were all right, all replayed along the texts of the longest draft, and u the share of
   events at which the aligned model is needed (aligned passes per event of the lazy runs; 1 under rule `base`).
+
+It keeps one length throughout. auto, which stops guessing where the next guess is likely wrong, can come out above it.
 """
 
 
@@ -154,20 +156,21 @@ def limits(store: Store) -> list[str]:
 
 
 def _limit(every: dict[str, Cell], name: str) -> str | None:
-    """The bound beside the speed of `name`, and the parts of both; None where the bound is no draft's."""
+    """The bound beside the speed of `name`, and the parts of both; None without a draft."""
     others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
     beside = others | {name: every[name]}
     cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
     found = results.bound(cells)
-    if not found or not (k := length(found[1])):
+    drafts = found[1] if found and length(found[1]) else results.best(cells)
+    if not found or not drafts or not (k := length(drafts)):
         return None
-    base_s, aligned_s = results.pass_times(cells[found[1]])
+    base_s, aligned_s = results.pass_times(cells[drafts])
     one = cells[BASE].total("base_eval_s") / cells[BASE].total("base_passes")
     own, theirs = found[0] / cells[BASE].speed, cells[name].speed / cells[BASE].speed
     line = (
         f"in the rounds that all ran, the bound is {own / theirs:.2f} times that. In its parts: a base pass of {k + 1} "
         f"tokens takes as long as {base_s / one:.2f} of one token, an aligned pass {aligned_s / one:.3f}; "
-        f"{100 * cells[found[1]].right:.0f} % of the guesses are right; {found[1]} could make {own:.2f} times the base alone"
+        f"{100 * cells[drafts].right:.0f} % of the guesses are right; {found[1]} could make {own:.2f} times the base alone"
     )
     if name == BASE:
         return line + "."

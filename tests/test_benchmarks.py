@@ -476,6 +476,10 @@ def test_a_bar_that_was_missed_is_taken_apart(measured: Store) -> None:
     first, *_ = page.limits(measured)
     assert first.startswith("Missed on machine A, Q8_0, rule base, auto / base alone: in the rounds that all ran, ")
     assert first.endswith(f"k=3 could make {most[0] / 10:.2f} times the base alone.")
+    cells[PLAIN] = cell(Run(40, 3.0, 40, 40, 1.0, 0.8))  # 40 tokens in 1.8 s of passes: no draft allows as many
+    first, *_ = page.limits(measured)
+    assert "a base pass of 4 tokens takes as long as 1.25 of one token" in first
+    assert first.endswith(f"plain could make {40 / 1.8 / 10:.2f} times the base alone.")
 
 
 def test_a_bound_that_was_missed_is_taken_apart(measured: Store) -> None:
