@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,24 +130,27 @@ def _bars(store: Store) -> str:
     return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), *own_limits(store), BOUND])
 
 
-BASE_BARS = (
+# Pair, rule, what auto is held against (a program at its best draft length), times it at least.
+AUTO_BARS = (
     ("F16", "base", BASE, 1.9),
     ("Q8_0", "base", BASE, 1.6),
+    ("Q8_0", "base", "speculative-simple", 2.5),
+    ("Q8_0", "base", "speculative", 1.2),
     ("Q8_0-0.1", "dual", BASE, 1.2),
     ("Q4_0", "base", BASE, 0.97),
     ("Q4_0", "dual", BASE, 0.80),
+    ("demo", "dual", PLAIN, 1.1),
 )
-OUTSIDE_BARS = {"speculative-simple": 2.5, "speculative": 1.2}
 OWN_BAR = 0.9  # auto over the bound
 
 
 def limits(store: Store) -> list[str]:
-    """Of each bar against the base alone or an outside program that was missed: what the measured passes allow, and why.
+    """Of each bar against another candidate that was missed: what the measured passes allow, and why.
 
     Of the rounds that all of them ran: what auto is held against, the base alone and every setting of kad-llama.
     """
     lines = []
-    for pair, rule, against, bar in (*BASE_BARS, *(("Q8_0", "base", *each) for each in OUTSIDE_BARS.items())):
+    for pair, rule, against, bar in AUTO_BARS:
         for machine, every in _at(store, pair, rule).items():
             name = results.best(every, against) or against
             measured = results.ratio(every.get(AUTO), every.get(name))
@@ -157,7 +161,7 @@ def limits(store: Store) -> list[str]:
 
 def _limit(every: dict[str, Cell], name: str) -> str | None:
     """The bound beside the speed of `name`, and the parts of both; None without a draft."""
-    others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(tuple(OUTSIDE_BARS))}
+    others = {n: cell for n, cell in every.items() if cell.runs and not n.startswith(OUTSIDE)}
     beside = others | {name: every[name]}
     cells = results.within(beside, set.intersection(*(set(cell.runs) for cell in beside.values())))
     found = results.bound(cells)
@@ -172,7 +176,7 @@ def _limit(every: dict[str, Cell], name: str) -> str | None:
         f"tokens takes as long as {base_s / one:.2f} of one token, an aligned pass {aligned_s / one:.3f}; "
         f"{100 * cells[drafts].right:.0f} % of the guesses are right; {found[1]} could make {own:.2f} times the base alone"
     )
-    if name == BASE:
+    if not name.startswith(OUTSIDE):
         return line + "."
     return f"{line}, and the program makes {theirs:.2f}, {100 * cells[name].right:.0f} % of its guesses right."
 
@@ -187,7 +191,7 @@ def own_limits(store: Store) -> list[str]:
         if not (k := length(found[1])) or not (replayed := results.longest(cells)):
             continue
         cell = cells[found[1]]
-        events = results.replay(results.letters(cells[replayed]), k).events
+        events = results.replay(results.guesses(cells[replayed]), k).events
         lines.append(
             f"Missed on machine {letter(group.machine)}, {group.pair}, rule {group.rule}, auto / the bound: {found[1]} "
             f"itself reaches {cell.speed / found[0]:.3f} of it, and auto {cells[AUTO].speed / cell.speed:.3f} of "
@@ -230,13 +234,9 @@ def _bar(what: str, machine: int | None, measured: Ratio | float | None, bar: fl
     return what, letter(machine), shown, f"{sign} {bar:g}", "yes" if met else "no"
 
 
-def _auto_over(name: str) -> Measure:
-    return lambda cells: (f"auto / {name}", results.ratio(cells.get(AUTO), cells.get(name)))
-
-
-def _auto_over_program(program: str) -> Measure:
-    """At the draft length that is best for it."""
-    return lambda cells: _auto_over(results.best(cells, program) or program)(cells)
+def _auto_over(against: str, cells: dict[str, Cell]) -> Measured:
+    name = results.best(cells, against) or against
+    return f"auto / {name}", results.ratio(cells.get(AUTO), cells.get(name))
 
 
 def one_pass_each(cells: dict[str, Cell]) -> float | None:
@@ -252,9 +252,7 @@ def one_pass_each(cells: dict[str, Cell]) -> float | None:
 
 
 BARS: tuple[tuple[str, str, Measure, float], ...] = (
-    *((pair, rule, _auto_over(name), bar) for pair, rule, name, bar in BASE_BARS),
-    *(("Q8_0", "base", _auto_over_program(program), bar) for program, bar in OUTSIDE_BARS.items()),
-    ("demo", "dual", _auto_over(PLAIN), 1.1),
+    *((pair, rule, partial(_auto_over, against), bar) for pair, rule, against, bar in AUTO_BARS),
     ("demo", "dual", lambda cells: ("plain / one base pass and one aligned pass", one_pass_each(cells)), 0.95),
 )
 

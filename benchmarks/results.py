@@ -261,7 +261,7 @@ def replay(texts: Iterable[str], k: int) -> Rounds:
     they are right, and one event more; a position that was not guessed (it came after the longest draft was right
     throughout) counts as right. No round guesses beyond the last event of its text.
     """
-    rounds = full = events = guesses = 0
+    rounds = full = events = guessed = 0
     for text in texts:
         at = 0
         while at < len(text):
@@ -269,13 +269,13 @@ def replay(texts: Iterable[str], k: int) -> Rounds:
             wrong = text.find("c", at, at + made)
             at = at + made + 1 if wrong < 0 else wrong + 1
             full += wrong < 0
-            guesses += made
+            guessed += made
             rounds += 1
         events += len(text)
-    return Rounds(events / rounds, guesses / rounds, full / rounds) if rounds else Rounds(0.0, 0.0, 0.0)
+    return Rounds(events / rounds, guessed / rounds, full / rounds) if rounds else Rounds(0.0, 0.0, 0.0)
 
 
-def letters(cell: Cell) -> list[str]:
+def guesses(cell: Cell) -> list[str]:
     """The guesses of each text of a cell."""
     return [run.guesses for run in cell.runs.values()]
 
@@ -296,7 +296,7 @@ def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:
     lazy = cells.get(LAZY)
     needed = min(1.0, lazy.total("aligned_passes") / lazy.total("tokens")) if lazy and lazy.tokens else 1.0
     if replayed := longest(cells):
-        texts = letters(cells[replayed])
+        texts = guesses(cells[replayed])
         for name, cell in cells.items():
             if name.startswith("k=") and cell.tokens:
                 found.append((speculative_bound(texts, length(name) or 0, *pass_times(cell), needed), name))
@@ -320,7 +320,7 @@ def speculative_bound(texts: Sequence[str], k: int, base_s: float, aligned_s: fl
 
 def guess_share(cell: Cell) -> float:
     """Share of right guesses over positions, not over guesses: long drafts weigh the good stretches more."""
-    marks = "".join(letters(cell))
+    marks = "".join(guesses(cell))
     return marks.count("r") / max(1, marks.count("r") + marks.count("c"))
 
 

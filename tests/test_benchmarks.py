@@ -154,17 +154,23 @@ def test_replay(texts: list[str], k: int, rounds: tuple[float, float, float]) ->
 
 def test_replay_is_what_a_loop_would_do() -> None:
     """Against a round written as the generator has it: guess, keep the right ones, draw one more."""
-    guesses = "rrcrrrrrcccrrrrrrrrrrrrcrcr" * 3
+    texts = ["rrcrrrrrcccrrrrrrrrrrrrcrcr" * 3, "crrrr", "rrrrrrrrrrc"]
     for k in (1, 2, 3, 7, 15):
-        at = rounds = 0
-        while at < len(guesses):
-            rounds += 1
-            for guessed in range(k + 1):
-                letter = guesses[at : at + 1]
-                at += 1
-                if guessed < k and letter == "c":
-                    break
-        assert results.replay([guesses], k)[0] == pytest.approx(len(guesses) / rounds)
+        rounds = guessed = full = 0
+        for text in texts:
+            at = 0
+            while at < len(text):
+                room = min(k, len(text) - 1 - at)
+                rounds, guessed = rounds + 1, guessed + room
+                for i in range(room + 1):
+                    letter = text[at]
+                    at += 1
+                    if i < room and letter == "c":
+                        break
+                else:
+                    full += 1
+        events = sum(map(len, texts))
+        assert results.replay(texts, k) == pytest.approx((events / rounds, guessed / rounds, full / rounds))
 
 
 def test_speculative_bound_by_hand() -> None:
