@@ -83,8 +83,8 @@ def _intro(store: Store) -> str:
 
 def _words(machine: dict[str, Any]) -> str:
     return (
-        f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
+        f"{machine['processor']} ({machine['architecture']}, {machine['instructions']}), {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['memory_gb']} GB, {machine['system']}, {machine['backend']}"
     )
 
 

@@ -118,8 +118,16 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "system": platform.system(),
+        "instructions": instructions(),
         "backend": backend(),
     }
+
+
+def instructions() -> str:
+    """The widest vectors that this libllama uses: processors of one name may differ in them, and so may their builds."""
+    known = re.findall(r"(\w+) = 1", llama_cpp.llama_print_system_info().decode())
+    names = {"AMX_INT8": "AMX", "AVX512": "AVX-512", "AVX2": "AVX2", "SVE": "SVE", "NEON": "NEON"}
+    return next((name for feature, name in names.items() if feature in known), "no vectors")
 
 
 def backend() -> str:

@@ -405,9 +405,10 @@ MACHINE: dict[str, Any] = {
     "threads": 2,
     "memory_gb": 8,
     "system": "Linux",
+    "instructions": "AVX2",
     "backend": "CPU",
 }
-OTHER_MACHINE = MACHINE | {"processor": "Another CPU"}
+OTHER_MACHINE = MACHINE | {"instructions": "AVX-512"}
 
 
 @pytest.fixture
@@ -438,7 +439,7 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     page.write(Store(measured.path), tmp_path)
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     for line in (
-        "Machine A: Some CPU (x86_64), 2 cores, 2 threads, 8 GB, Linux, CPU",
+        "Machine A: Some CPU (x86_64, AVX2), 2 cores, 2 threads, 8 GB, Linux, CPU",
         "Machine B: Another CPU",
         "### Q8_0, rule base, temperature 1, machine A\n\nBase alone: 10.0 tokens/s.",
         "## Memory\n\nMachine B.",

@@ -279,6 +279,27 @@ def allocation_check(core: law.Core) -> list[str]:
     return allocation_failures(core)
 
 
+def rounding_check(core: law.Core) -> list[str]:
+    """Where a sum falls short of what it stands for by its rounding: of 1, and of the residual's total."""
+    wrong = []
+    last = np.array([[0.5, law.LAST_COIN, law.LAST_COIN, 0.5]])
+    for k in range(60):
+        generator = np.random.default_rng(k)
+        base, aligned = generator.standard_normal((2, 500)).astype(np.float32)
+        base[2 + k % 9 :] = -np.inf  # what is kept is all that is possible
+        found = core_rows.read(core, Pair(Row(base), Row(aligned), law.Case(base, aligned, "dual", 1e-9)))
+        outside = found.pi[base == -np.inf].max()
+        wrong += [f"row {k}: alpha {found.alpha}, {outside} outside S"] if found.alpha or outside else []
+
+        base = generator.standard_normal(500).astype(np.float32)
+        base[300:] = -np.inf  # nothing is left of it behind the last token that is possible
+        pair = Pair(Row(base), Row(aligned), law.Case(base, aligned, "base", 0))
+        corrected = int(core_rows.draw(core, pair, last)[0, 3])
+        found = core_rows.read(core, pair)
+        wrong += [f"row {k}: {corrected} by the last coin"] if found.p[corrected] <= found.q[corrected] else []
+    return wrong
+
+
 PLACE = "out[size_t(*v) - at] = some[v - first];"
 MISTAKES = [
     ("entries that keep their place", "logits", PLACE, PLACE.replace("*v", "v - first + at"), support_check),
@@ -318,8 +339,11 @@ MISTAKES = [
         sharing_check,
     ),
     ("a residual of the first part", "mixture", "b < end; ++b)", "b < end && first == 0; ++b)", sharing_check),
+    ("a mass that rounding left of 1", "mixture", "1 - mass > rounding ?", "1 - mass > 0 ?", rounding_check),
+    ("a residual that ends on nothing", "mixture", "(terms[i] > 0)", "(terms[i] >= 0)", rounding_check),
     ("candidates made anew", "deferral", "thread_local Candidates", "Candidates", allocation_check),
 ]
+CHECKS = (support_check, nucleus_check, total_check, allocation_check, sharing_check, rounding_check)
 MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, *texts, check in MISTAKES]
 
 
@@ -329,7 +353,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> Worksho
     return Workshop(tmp_path_factory.mktemp("rows"), objects, sources, core_rows.load)
 
 
-@pytest.mark.parametrize("check", [support_check, nucleus_check, total_check, allocation_check, sharing_check])
+@pytest.mark.parametrize("check", CHECKS)
 def test_checks_pass_without_a_mutant(workshop: Workshop, check: Callable[[law.Core], list[str]]) -> None:
     assert check(workshop.unmutated) == []
 
