@@ -440,7 +440,7 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     for line in (
         "Machine A: Some CPU (x86_64, AVX2), 2 cores, 2 threads, 8 GB, Linux, CPU",
-        "Machine B: Another CPU",
+        "Machine B: Some CPU (x86_64, AVX-512)",
         "### Q8_0, rule base, temperature 1, machine A\n\nBase alone: 10.0 tokens/s.",
         "## Memory\n\nMachine B.",
         "| Q8_0, rule base: auto / base alone | A | 2.00 (2.00-2.00) | at least 1.6 | yes |",
