@@ -6,7 +6,7 @@ shipped pacer decides from what it sees. Seeds are fixed, so these tests fail al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,23 @@ def core(tmp_path_factory: pytest.TempPathFactory, objects: Path) -> law.Core:
     return law.Core(ffi, ffi.dlopen(str(Path(library))))
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Seconds are told as a multiple `clock` of what they are; `copies` of a text run in step; seconds of a draw."""
+
+    lazy: bool = True
+    clock: float = 1.0
+    copies: int = 1
+    draw: float = 0.0
+    first: float = 0.0
+
+
 def write(
-    core: law.Core, machine: str, texts: list[Text], how: int, *, lazy: bool = True, clock: float = 1.0
+    core: law.Core, machine: str, texts: list[Text], how: int, setting: Setting | None = None
 ) -> tuple[list[float], list[int]]:
     """Seconds of each text, and how often a base pass had so many tokens."""
     ffi, (base, aligned) = core.ffi, MACHINES[machine]
-    c = ffi.new("pace_machine *", {"clock": clock, "lazy": int(lazy), "most": 15})
+    c = ffi.new("pace_machine *", asdict(setting or Setting()) | {"most": 15})
     known = sorted(base)
     for n in range(1, 65):
         slope = (base[16] - base[8]) / 8
@@ -91,10 +102,11 @@ def write(
     return list(seconds), list(counts)
 
 
-def against_best(core: law.Core, machine: str, texts: list[Text], *, lazy: bool = True, clock: float = 1.0) -> float:
+def against_best(core: law.Core, machine: str, texts: list[Text], setting: Setting | None = None) -> float:
     """How much longer the pacer takes than the best fixed setting, chosen on these very texts: 0.05 is 5 %."""
-    fixed = [sum(write(core, machine, texts, how, lazy=lazy)[0]) for how in FIXED if lazy or how != LAZY]
-    return sum(write(core, machine, texts, AUTO, lazy=lazy, clock=clock)[0]) / min(fixed) - 1
+    setting = setting or Setting()
+    fixed = [sum(write(core, machine, texts, how, setting)[0]) for how in FIXED if setting.lazy or how != LAZY]
+    return sum(write(core, machine, texts, AUTO, setting)[0]) / min(fixed) - 1
 
 
 # ---- Against the best fixed setting ----------------------------------------------------------------------------------
@@ -107,7 +119,7 @@ def test_as_fast_as_the_best_fixed_setting(core: law.Core, machine: str, share: 
     for lazy in (True, False):
         for alpha in (0.15, 0.6, 0.9):
             texts = [Text.drawn(seed, share, alpha if lazy else 1.0) for seed in range(8)]
-            assert against_best(core, machine, texts, lazy=lazy) < 0.08, (lazy, alpha)
+            assert against_best(core, machine, texts, Setting(lazy)) < 0.08, (lazy, alpha)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -131,6 +143,30 @@ def test_short_texts_begin_with_what_the_others_showed(core: law.Core, machine: 
     texts = [Text.drawn(seed, share, 0.6, n=40) for seed in range(40)]
     fixed = min(sum(write(core, machine, texts, how)[0][10:]) for how in FIXED)
     assert sum(write(core, machine, texts, AUTO)[0][10:]) / fixed - 1 < 0.05
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("share", [0.5, 0.85, 0.98])
+@pytest.mark.parametrize("copies", [2, 4, 8])
+def test_several_texts_that_share_every_pass(core: law.Core, machine: str, share: float, copies: int) -> None:
+    """Passes hold a round of each text, and each draws for itself: here for half of what an aligned pass takes."""
+    texts = [Text.drawn(seed, share, 0.6) for seed in range(8)]
+    draw = MACHINES[machine][1] / 2000
+    assert against_best(core, machine, texts, Setting(copies=copies, draw=draw)) < 0.08
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("share", [0.7, 0.95])
+def test_draws_cost_time(core: law.Core, machine: str, share: float) -> None:
+    """A draw takes a quarter of an aligned pass here. A first one that takes a second is no measure of the others."""
+    texts = [Text.drawn(seed, share, 0.6) for seed in range(8)]
+    sound = Setting(draw=MACHINES[machine][1] / 4000)
+    assert against_best(core, machine, texts, sound) < 0.08
+    alone, stalled = (
+        sum(write(core, machine, [text], AUTO, setting)[0][0] - setting.first for text in texts)
+        for setting in (sound, replace(sound, first=1.0))
+    )
+    assert stalled / alone < 1.05
 
 
 def test_a_sure_text_is_drafted_far_and_a_poor_one_is_not(core: law.Core) -> None:
@@ -159,7 +195,7 @@ def test_the_aligned_model_reads_guesses_of_the_table_along(core: law.Core, mach
     text = Text.drawn(3, 0.97, 1.0, n=400)
     same = Text(text.right, text.confidence, text.needed, np.full(400, 3), text.right)
     other = Text(text.right, text.confidence, text.needed, np.full(400, 1), np.zeros(400))
-    without, useful, useless = (sum(write(core, machine, [each], AUTO, lazy=False)[0]) for each in (text, same, other))
+    without, useful, useless = (sum(write(core, machine, [each], AUTO, Setting(lazy=False))[0]) for each in (text, same, other))
     spared = 7 * MACHINES[machine][1] / (MACHINES[machine][0][8] + 8 * MACHINES[machine][1])  # of a draft of 8, at most
     assert without / useful - 1 > 0.5 * spared
     assert useless / without < 1.03
@@ -196,7 +232,7 @@ def test_times_that_are_none(core: law.Core) -> None:
 @pytest.mark.parametrize("clock", [0.0, float("nan"), -1.0, 1e-12])
 def test_a_clock_that_stands_still(core: law.Core, clock: float) -> None:
     """Every plan is then a guess; the text is written, with drafts that a round can hold."""
-    seconds, counts = write(core, "Q8_0", [Text.drawn(1, 0.9, 0.5)], AUTO, clock=clock)
+    seconds, counts = write(core, "Q8_0", [Text.drawn(1, 0.9, 0.5)], AUTO, Setting(clock=clock))
     assert np.isfinite(seconds).all() and sum(counts[1:17]) > 0 and sum(counts[17:]) == 0
 
 

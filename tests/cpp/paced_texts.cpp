@@ -23,6 +23,8 @@ typedef struct pace_machine {
     double  base[65], aligned[65]; // seconds of a pass of n tokens
     double  clock;                 // what the pacer is told, as a multiple of them: 0 stands still, NaN is no time
     int32_t lazy, most;            // may the aligned model be put off? most guesses
+    int32_t copies;                // so many texts run in step, all the same
+    double  draw, first;           // seconds of one draw; of the first one more
 } pace_machine;
 
 enum { PACE_AUTO = -2, PACE_PLAIN = -1, PACE_LAZY = 0 }; // else a fixed draft
@@ -46,10 +48,10 @@ using namespace kad;
 class Simulation {
 public:
     Simulation(const pace_machine & machine, int32_t how, int32_t * base_tokens)
-        : machine_(machine), how_(how), base_tokens_(base_tokens) {}
+        : machine_(machine), how_(how), base_tokens_(base_tokens), first_(machine.first) {}
 
     double write(const pace_text & text) {
-        Pacer pacer(base_, aligned_, nullptr, earlier_);
+        Pacer pacer(base_, aligned_, nullptr, draw_, earlier_);
         pacer_  = &pacer;
         text_   = &text;
         total_  = 0;
@@ -63,18 +65,22 @@ private:
     int32_t              how_;
     int32_t *            base_tokens_;
     PassTimes            base_, aligned_;
+    DrawTime             draw_;
     Shares               earlier_;
     Pacer *              pacer_  = nullptr;
     const pace_text *    text_   = nullptr;
     int32_t              t_      = 0;
     int                  behind_ = 0; // events that the aligned model has not evaluated
     double               total_  = 0;
+    double               first_  = 0; // what only the first draw takes
 
-    double spend(PassTimes & times, const double * seconds, int n) {
-        n = std::min(n, 64);
-        times.observe(size_t(n), seconds[n] * machine_.clock);
-        total_ += seconds[n];
-        return seconds[n];
+    // n tokens of each copy, in as few passes as 64 tokens a pass allow.
+    void spend(PassTimes & times, const double * seconds, int n) {
+        for (int left = n * machine_.copies; left > 0; left -= 64) {
+            const int m = std::min(left, 64);
+            times.observe(size_t(m), seconds[m] * machine_.clock);
+            total_ += seconds[m];
+        }
     }
     void ask_aligned() {
         spend(aligned_, machine_.aligned, std::max(1, behind_));
@@ -90,6 +96,7 @@ private:
             PaceLimits limits;
             limits.guesses = size_t(room);
             limits.lazy    = machine_.lazy != 0;
+            limits.texts   = size_t(machine_.copies);
             return pacer_->plan(limits, classes);
         }
         if (how_ <= 0) return {};
@@ -105,7 +112,13 @@ private:
         }
         spend(base_, machine_.base, int(guesses) + 1);
         ++base_tokens_[guesses + 1];
+        const int32_t before = t_;
         say(plan, guesses);
+        const size_t draws   = (guesses + size_t(t_ - before)) * size_t(machine_.copies);
+        const double drawing = machine_.draw * double(draws) + first_;
+        first_               = 0;
+        draw_.observe(drawing * machine_.clock, draws);
+        total_ += drawing;
     }
 
     // The first pass reads table's guesses along; as long as they are the aligned model's own, the next one needs no pass.

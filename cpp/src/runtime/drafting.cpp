@@ -278,7 +278,7 @@ void Generator::start_pacing(Sequence & sequence) {
     const auto & reference = stages_[KAD_ROLE_REFERENCE];
     if (!stages_[KAD_ROLE_BASE] || !stages_[KAD_ROLE_ALIGNED]) return;
     sequence.pacer = std::make_unique<Pacer>(stages_[KAD_ROLE_BASE]->times, stages_[KAD_ROLE_ALIGNED]->times,
-                                             reference ? &reference->times : nullptr, earlier_);
+                                             reference ? &reference->times : nullptr, draw_time_, earlier_);
     // The aligned model's prompt: with one vocabulary both have the same.
     for (const Token id : sequence.sides[KAD_ROLE_ALIGNED].context) {
         const bool known = size_t(id) < events_.row_size(KAD_ROLE_ALIGNED);
@@ -290,7 +290,7 @@ void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
     Round &    now = sequence.now;
     PaceLimits limits;
     limits.guesses = room;
-    limits.lazy    = !needs_both(sequence);
+    limits.lazy    = rule_info(settings_.rule.kind).lazy && !needs_both(sequence);
     limits.texts   = n_texts;
     sequence.table.guess(std::max<size_t>(room, 1), now.table);
     classes_.clear();
@@ -300,8 +300,7 @@ void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
         if (!sequence.ngram || !whole) break;
         classes_.push_back(guess.match);
     }
-    now.plan     = sequence.pacer->plan(limits, classes_);
-    now.passes_s = passes_seconds(sequence);
+    now.plan = sequence.pacer->plan(limits, classes_);
 }
 
 void Generator::take_table_guesses(Sequence & sequence) try {
@@ -316,14 +315,6 @@ void Generator::take_table_guesses(Sequence & sequence) try {
 } catch (const Error & error) {
     // Bytes that the other vocabulary's grammar cannot spell: no guess goes further, should the text come there it says so.
     if (error.status != KAD_MODEL_ERROR) throw;
-}
-
-double Generator::passes_seconds(const Sequence & sequence) const {
-    double seconds = 0;
-    for (const kad_role role : ROLES) {
-        if (sequence.sides[role].active) seconds += speaker(sequence, role).count.seconds;
-    }
-    return seconds;
 }
 
 // What the round's event teaches the pacer and the table.
@@ -346,13 +337,6 @@ void Generator::pace(Sequence & sequence, Token event, const Said & said) {
     }
     sequence.pacer->said(seen);
     sequence.table.append(event);
-}
-
-// After a round: what it took outside passes.
-void Generator::end_round(Sequence & sequence, double seconds) {
-    if (!sequence.pacer) return;
-    const Round & now = sequence.now;
-    sequence.pacer->drew(seconds - (passes_seconds(sequence) - now.passes_s), now.guesses.size() + now.said);
 }
 
 } // namespace kad

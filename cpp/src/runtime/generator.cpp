@@ -263,13 +263,23 @@ void Generator::step(const Texts & texts) {
     }
     prefill(running_);
     if (ready.empty()) return;
-    const auto start = Clock::now();
+    const auto   start  = Clock::now();
+    const double before = passes_seconds();
     round(ready);
     const double seconds = since(start);
+    size_t       draws   = 0;
     for (Sequence * sequence : ready) {
         sequence->generate_s += seconds;
-        end_round(*sequence, seconds);
+        draws += sequence->now.guesses.size() + sequence->now.said;
     }
+    draw_time_.observe(seconds - (passes_seconds() - before), draws);
+}
+
+// What passes took so far, those over prompts apart.
+double Generator::passes_seconds() const {
+    double seconds = 0;
+    for (const auto & stage : stages_) seconds += stage ? stage->spent : 0;
+    return seconds;
 }
 
 // One round: events t, t+1, ... as long as the guesses are right. Each is drawn with its own coins from its own rows, so

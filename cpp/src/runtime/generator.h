@@ -72,7 +72,8 @@ private:
     std::vector<const Sequence *> occupants_; // by slot
     std::vector<uint64_t>         begun_;     // by slot: the number of its text
     uint64_t                      n_begun_ = 0;
-    Shares                        earlier_; // how guesses went in texts that were paced
+    Shares                        earlier_;   // how guesses went in texts that were paced
+    DrawTime                      draw_time_; // what draws took in all rounds
 
     // Of the step under way.
     Texts                           running_, pending_;
@@ -103,6 +104,7 @@ private:
     size_t cells_for(const Sequence & sequence, kad_role role) const;
     void   choose_running(const Texts & texts);
     void   round(const Texts & texts);
+    double passes_seconds() const;
 
     // drafting.cpp: where guesses come from, and the passes that score them.
     void   begin_round(Sequence & sequence, size_t n_texts);
@@ -122,9 +124,7 @@ private:
     Want   want(Sequence & sequence, kad_role role);
     bool   wants_rows(Sequence & sequence);
     void   start_pacing(Sequence & sequence);
-    double passes_seconds(const Sequence & sequence) const;
     void   pace(Sequence & sequence, Token event, const Said & said);
-    void   end_round(Sequence & sequence, double seconds);
 
     void          draw(const Texts & texts);
     bool          draw_on(Sequence & sequence);

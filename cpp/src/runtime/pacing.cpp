@@ -53,6 +53,16 @@ double PassTimes::seconds(double n, double guess) const {
     return std::max(1e-9, n > double(MOST) ? value * n / double(MOST) : value);
 }
 
+void DrawTime::observe(double seconds, size_t draws) {
+    if (draws == 0 || !(seconds >= 0) || !std::isfinite(seconds)) return;
+    const double each = seconds / double(draws);
+    if (++seen_ <= 2) {
+        each_ = seen_ == 1 ? each : std::min(each, each_);
+    } else {
+        each_ += 0.1 * (std::min(each, 3 * each_ + 1e-6) - each_);
+    }
+}
+
 void Share::limit(double weight) {
     if (tested <= weight) return;
     right *= weight / tested;
@@ -110,14 +120,19 @@ Shares Shares::beginning() const {
 
 // ---- What a round promises --------------------------------------------------------------------------------------------
 
-Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, Shares & earlier)
-    : base_(base), aligned_(aligned), reference_(reference), earlier_(earlier), shares_(earlier.beginning()) {}
+Pacer::Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, const DrawTime & draw,
+             Shares & earlier)
+    : base_(base), aligned_(aligned), reference_(reference), draw_(draw), earlier_(earlier),
+      shares_(earlier.beginning()) {}
 
 // The base's pass over this many tokens of each text, and the reference's.
 double Pacer::pass(double tokens) const {
     const double n = tokens * double(limits_.texts);
     return base_.seconds(n) + (reference_ ? reference_->seconds(n, 0.01) : 0);
 }
+
+// n draws of each text.
+double Pacer::draws(double n) const { return draw_ * n * double(limits_.texts); }
 
 // Seconds of a round with k guesses of the aligned model, all of which are right with probability all_right: then its row
 // behind the last one may be needed too. k = 0: its row at every event; or, lazily, at those that need it, a pass over all
@@ -153,7 +168,7 @@ double Pacer::best_aligned(size_t & guesses) const {
     guesses = 0;
     for (size_t k = 0; k <= limits_.guesses; ++k) {
         if (k > 0) events += all *= a;
-        const double rate = events / (draft_seconds(k, all) + draw_s_ * (double(k) + events));
+        const double rate = events / (draft_seconds(k, all) + draws(double(k) + events));
         if (rate <= best) continue;
         best    = rate;
         guesses = k;
@@ -170,7 +185,7 @@ double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const
         events += all *= double(shares_.table[table[k - 1]]);
         const double any  = 1 - std::pow(1 - need, events);
         const double n    = (double(k) + 1) * double(limits_.texts);
-        const double time = pass(double(k) + 1) + any * aligned_.seconds(n, 0.01) + draw_s_ * 2 * events;
+        const double time = pass(double(k) + 1) + any * aligned_.seconds(n, 0.01) + draws(2 * events);
         if (events / time <= best) continue;
         best    = events / time;
         guesses = k;
@@ -200,7 +215,7 @@ bool Pacer::go_on(size_t guessed, double confidence, size_t free) {
     for (size_t k = guessed + 1; k <= limits_.guesses; ++k) {
         events += all *= a;
         const double spared = double(std::min(free, k - guessed)) * guess_s_;
-        const double more   = draft_seconds(k, all) - now - spared + draw_s_ * (double(k - guessed) + events);
+        const double more   = draft_seconds(k, all) - now - spared + draws(double(k - guessed) + events);
         if (events > rate_ * more) return true;
     }
     return false;
@@ -216,13 +231,6 @@ void Pacer::said(const PacedEvent & event) {
 void Pacer::guessed_along(int table_class, bool same) {
     shares_.along[table_class].add(same, HALF_LIFE);
     earlier_.along[table_class].add(same, 10 * HALF_LIFE);
-}
-
-void Pacer::drew(double seconds, size_t draws) {
-    if (draws == 0 || !(seconds >= 0) || !std::isfinite(seconds)) return;
-    const double each = seconds / double(draws);
-    draw_s_ += (drawn_ ? 0.1 : 1) * ((drawn_ ? std::min(each, 3 * draw_s_ + 1e-6) : each) - draw_s_);
-    drawn_ = true;
 }
 
 } // namespace kad

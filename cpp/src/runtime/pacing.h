@@ -35,6 +35,21 @@ private:
     double at(size_t n, double guess) const;
 };
 
+// What a draw of a guess or of an event takes outside passes: reading rows, the rule, tokenisers. Kept from text to text.
+class DrawTime {
+public:
+    // A round's time outside passes, and how many draws it was for. Values that are no time are passed over. Of the first
+    // two the lesser counts: the first round may have made threads. Then what takes more than three times as long as
+    // expected counts three times.
+    void observe(double seconds, size_t draws);
+
+    operator double() const { return each_; }
+
+private:
+    double each_ = 0; // seconds
+    size_t seen_ = 0;
+};
+
 // A share that is learnt as it goes, the latest counting most.
 struct Share {
     double right, tested;
@@ -101,7 +116,8 @@ public:
     static constexpr int TABLE_CLASSES = Shares::TABLE_CLASSES;
 
     // reference: NULL where there is no third model. earlier: of the texts before; what this one shows is added.
-    Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, Shares & earlier);
+    Pacer(const PassTimes & base, const PassTimes & aligned, const PassTimes * reference, const DrawTime & draw,
+          Shares & earlier);
 
     // table: the classes of the guesses that the n-gram table has for this round, from the first.
     Plan plan(const PaceLimits & limits, const std::vector<int> & table);
@@ -116,17 +132,13 @@ public:
 
     void said(const PacedEvent & event);
 
-    // Time outside passes of a round, and how many draws (guesses and events) it was for.
-    void drew(double seconds, size_t draws);
-
 private:
     const PassTimes & base_;
     const PassTimes & aligned_;
     const PassTimes * reference_;
+    const DrawTime &  draw_;
     Shares &          earlier_;
     Shares            shares_;
-    double            draw_s_ = 0; // per draw
-    bool              drawn_  = false;
 
     // Of the round under way.
     PaceLimits limits_;
@@ -135,6 +147,7 @@ private:
     double     guess_s_  = 0; // what a guess of the aligned model takes
 
     double pass(double tokens) const;
+    double draws(double n) const;
     double draft_seconds(size_t guesses, double all_right) const;
     size_t read_along(const std::vector<int> & table);
     double best_aligned(size_t & guesses) const;

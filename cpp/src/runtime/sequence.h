@@ -63,7 +63,6 @@ struct Round {
     KeptSet            kept;                 // S (or T) at the next event, once it is decided
     bool               decided  = false;
     Token              proposal = -1;     // the aligned model's own draw at the last event, -1 where it was not asked
-    double             passes_s = 0;      // evaluation of this text before the round
     std::vector<NGramTable::Guess> table; // what the n-gram table would guess
 };
 

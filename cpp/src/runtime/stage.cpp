@@ -39,7 +39,9 @@ void Stage::make_rows(const std::vector<Want> & wants) {
         evaluate(pieces_, taking_);
         size_t n = 0;
         for (const Piece & piece : pieces_) n += piece.n;
-        times.observe(n, since(start));
+        const double seconds = since(start);
+        times.observe(n, seconds);
+        spent += seconds;
         const auto done = [](const Want & want) { return want.speaker->holds() >= want.context->size(); };
         open_.erase(std::remove_if(open_.begin(), open_.end(), done), open_.end());
     }

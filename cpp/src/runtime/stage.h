@@ -47,7 +47,8 @@ public:
     // A name for a prompt's beginning whose cells slots share.
     uint64_t new_share() { return ++shares_; }
 
-    PassTimes times; // what passes outside prompts took
+    PassTimes times;     // what passes outside prompts took
+    double    spent = 0; // in all of them together, seconds
 
 private:
     LanguageModel &                       model_;
