@@ -119,6 +119,7 @@ def main() -> None:
                         )
     facts = {
         "copy_gain": max((statistics.median(values) for values in medians["copy"].values() if values), default=0.0),
+        "copy_least": min((value for values in medians["copy"].values() for value in values), default=0.0),
         "copy_loss": min((value for values in medians["elsewhere"].values() for value in values), default=0.0),
     }
     common.show(given, "copying", "Guesses from the text itself", HEADER, rows, **facts)

@@ -25,18 +25,17 @@ from kad_llama.files import default_threads
 PROMPT = "Why is the sky blue?"
 
 
-def candidates(kad: KadLlama, temperature: float, tokens: int) -> dict[str, dict[str, object]]:
-    """Keywords of each mode. With different vocabularies speculation is left out: it would run lazily."""
+def candidates(temperature: float, tokens: int) -> dict[str, dict[str, object]]:
+    """Keywords of each mode."""
     common_keywords: dict[str, object] = {"max_tokens": tokens, "temperature": temperature}
     modes: dict[str, dict[str, object]] = {"plain": {"spec": False}, "lazy": {"draft": 0}}
-    if kad.vocab.equal:
-        modes |= {f"draft {k}": {"draft": k} for k in (1, 2, 3, 4, 7)}
+    modes |= {f"draft {k}": {"draft": k} for k in (1, 2, 3, 4, 7)}
     return {name: common_keywords | keywords for name, keywords in modes.items()}
 
 
 def measure(kad: KadLlama, alone: ModelAlone, arguments: argparse.Namespace) -> list[list[str]]:
     """One row per mode: speed, ratio to the base alone, guesses right, tokens per base pass, share outside evaluation."""
-    modes = candidates(kad, arguments.temp, arguments.tokens)
+    modes = candidates(arguments.temp, arguments.tokens)
     speeds: dict[str, list[float]] = {name: [] for name in ["base alone in llama.cpp", *modes]}
     rest: dict[str, list[tuple[float, float, float]]] = {name: [] for name in modes}
     ids = kad.prompt(PROMPT).base_ids or []

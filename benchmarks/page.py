@@ -260,8 +260,9 @@ BARS: tuple[tuple[str, str, Measure, float], ...] = (
 def _own_bars(group: Group, cells: dict[str, Cell]) -> list[Bar]:
     """auto against the bound, and against the best fixed setting."""
     where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
+    among = ", ".join(results.fixed(cells))
     lines = [
-        _bar(f"{where}{name}, the best fixed setting on the other half of the rounds", group.machine, measured, 0.92)
+        _bar(f"{where}{name}, on the other half of the rounds the best of {among}", group.machine, measured, 0.92)
         for name, measured in results.halves(cells)
     ]
     if found and cells[AUTO].runs:
@@ -278,6 +279,7 @@ FACTS = {
         1.5,
         False,
     ),
+    "copy_least": ("the same on such a prompt, where it brings least", 0.97, False),
     "copy_loss": ("the same elsewhere", 0.97, False),
     "texts_gain": ("generate(prompt, n=8) over one text after another", 1.0, False),
 }

@@ -47,7 +47,7 @@ def draw(store: Store, folder: Path, suffix: str = "svg") -> list[tuple[str, str
 EXPLAINED = {
     "length": (
         "Lines: kad-llama with a fixed draft length; 0 is lazy, or plain where a rule has no lazy mode; at the right, auto. "
-        "Crosses: llama.cpp's programs on the Q8_0 pair, at rule `base`."
+        "Crosses, where there are any: llama.cpp's programs."
     ),
     "right": (
         "Points: each pair, auto and its best fixed setting. Curves: what the measured passes of that base format would "

@@ -225,13 +225,19 @@ def best_fixed(cells: dict[str, Cell], rounds: Iterable[int] | None = None) -> s
     return max(found, key=speed, default=None)
 
 
+def fixed(cells: dict[str, Cell]) -> list[str]:
+    """The fixed settings that ran: plain, lazy, then drafts by their length."""
+    ran = [name for name, cell in cells.items() if (name in (PLAIN, LAZY) or name.startswith("k=")) and cell.runs]
+    return sorted(ran, key=lambda name: (length(name) or 0, name != PLAIN))
+
+
 def halves(cells: dict[str, Cell]) -> list[tuple[str, Ratio]]:
     """auto over the best fixed setting: chosen on the even rounds and compared on the odd ones, and the other way.
 
     Of the rounds in which auto and every fixed setting ran: texts differ in how well they can be guessed.
     """
-    fixed = [cell for name, cell in cells.items() if (name in (PLAIN, LAZY) or name.startswith("k=")) and cell.runs]
-    shared = set(cells[AUTO].runs if AUTO in cells and fixed else ()).intersection(*(cell.runs for cell in fixed))
+    ran = [cells[name].runs for name in fixed(cells)]
+    shared = set(cells[AUTO].runs if AUTO in cells and ran else ()).intersection(*ran)
     rounds = sorted(shared)
     answer = []
     for choose, compare in ((rounds[::2], rounds[1::2]), (rounds[1::2], rounds[::2])):
@@ -293,14 +299,19 @@ def bound(cells: dict[str, Cell]) -> tuple[float, str] | None:
     for name in (PLAIN, LAZY):
         if (cell := cells.get(name)) and cell.runs:
             found.append((cell.total("tokens") / (cell.total("base_eval_s") + cell.total("aligned_eval_s")), name))
-    lazy = cells.get(LAZY)
-    needed = min(1.0, lazy.total("aligned_passes") / lazy.total("tokens")) if lazy and lazy.tokens else 1.0
+    needed = needed_share(cells)
     if replayed := longest(cells):
         texts = guesses(cells[replayed])
         for name, cell in cells.items():
             if name.startswith("k=") and cell.tokens:
                 found.append((speculative_bound(texts, length(name) or 0, *pass_times(cell), needed), name))
     return max(found, default=None)
+
+
+def needed_share(cells: dict[str, Cell]) -> float:
+    """Share of the events that need the aligned model: aligned passes per event of the lazy runs, 1 without any."""
+    lazy = cells.get(LAZY)
+    return min(1.0, lazy.total("aligned_passes") / lazy.total("tokens")) if lazy and lazy.tokens else 1.0
 
 
 def pass_times(cell: Cell) -> tuple[float, float]:
@@ -334,10 +345,10 @@ def curve(cells: dict[str, Cell], reference: Cell, shares: Sequence[float]) -> l
     costs = {
         length(name) or 0: pass_times(cell) for name, cell in cells.items() if name.startswith("k=") and cell.tokens
     }
-    answer = []
+    needed, answer = needed_share(cells), []
     for right in shares:
         speeds = [
-            expected_events(right, k) / (k * aligned + base + right**k * aligned)
+            expected_events(right, k) / (k * aligned + base + right**k * needed * aligned)
             for k, (base, aligned) in costs.items()
         ]
         answer.append(max(speeds) / reference.speed)

@@ -2,8 +2,9 @@
 
     python benchmarks/texts.py [--pairs Q8_0,demo --rules base,dual --n 8] [--keep]
 
-generate(prompt, n=8) against eight calls with text_number 0 to 7, which are the same texts. Counted is the whole call, the
-prompt included: tokens of all texts over the time. `--keep` adds the table to docs/results.json.
+generate(prompt, n=8) against eight calls with text_number 0 to 7, in turns; a first round warms up. They are the same texts
+up to llama.cpp's arithmetic, which depends on the length of a pass. Counted is the whole call, the prompt included: tokens
+of all texts over the time. `--keep` adds the table to docs/results.json.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def timed(call: Callable[[], list[Any]]) -> running.Run:
 
 
 def compare(kad: KadLlama, keywords: dict[str, Any], given: argparse.Namespace) -> dict[str, Cell]:
-    """Rounds of both ways."""
+    """Rounds of both ways, each as often the first; round -1 is not counted."""
     cells = {"together": Cell(), "one by one": Cell()}
-    for number in range(given.rounds):
-        question = running.QUESTIONS[number % len(running.QUESTIONS)]
-        common_keywords = {"seed": number, "max_tokens": given.tokens, "temperature": given.temperature} | keywords
+    for number in range(-1, given.rounds):
+        question = running.QUESTIONS[max(0, number) % len(running.QUESTIONS)]
+        common_keywords = {"seed": number + 1, "max_tokens": given.tokens, "temperature": given.temperature} | keywords
 
         def together(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
             return list(kad.generate(question, n=given.n, **keywords))
@@ -49,8 +50,11 @@ def compare(kad: KadLlama, keywords: dict[str, Any], given: argparse.Namespace) 
         def singly(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
             return [kad.generate(question, text_number=i, **keywords) for i in range(given.n)]
 
-        cells["together"].runs[number] = timed(together)
-        cells["one by one"].runs[number] = timed(singly)
+        ways = {"together": together, "one by one": singly}
+        for name in sorted(ways, reverse=number % 2 == 0):
+            run = timed(ways[name])
+            if number >= 0:
+                cells[name].runs[number] = run
     return cells
 
 

@@ -239,6 +239,7 @@ class BenchEngine(FakeEngine):
     log: list[tuple[str, int]]
     modes: dict[str, str]
     length: dict[str, int]
+    still: set[str]  # for whom the clock stands still
     ends: dict[int, BaseException]  # by the number of the run
 
     max_draft = 8
@@ -262,6 +263,7 @@ class BenchEngine(FakeEngine):
         n, k = self.length.get(name, max_tokens), draft if spec and draft != "auto" else 0
         mode = self.modes.get(name, name if name in ("plain", "lazy", "auto") else "speculative")
         base_passes, seconds = -(-n // (k + 1)), n * MS[name] * (9 if seed == 1 else 1) / 1000
+        seconds = 0.0 if name in self.still else seconds
         stats = replace(
             FakeStream([]).result.stats,
             tokens=n,
@@ -271,7 +273,7 @@ class BenchEngine(FakeEngine):
             accepted=n * (k > 0),
             mode=mode,
             note=f"{name} cannot run" if mode == "plain" and name != "plain" else "",
-            tokens_per_second=n / seconds if n else math.nan,
+            tokens_per_second=0.0 if not seconds else n / seconds,
             base_eval_s=0.75 * seconds,
             aligned_eval_s=0.15 * seconds,
         )
@@ -295,6 +297,7 @@ class FakeAlone:
         run(self.name, seed)
         seconds = tokens * (BASE_MS if self.name == "base" else ALIGNED_MS) / 1000
         assert len(ids) == (3 if self.name == "base" else 4)
+        seconds = 0.0 if self.name in BenchEngine.still else seconds
         return alone.AloneRun((7,) * tokens, seconds, 0.98 * seconds)
 
     def __enter__(self) -> FakeAlone:
@@ -307,6 +310,7 @@ class FakeAlone:
 @pytest.fixture(name="fake")
 def fake_fixture(engine: type[FakeEngine], monkeypatch: pytest.MonkeyPatch) -> type[BenchEngine]:
     BenchEngine.log, BenchEngine.modes, BenchEngine.length, BenchEngine.ends, FakeAlone.made = [], {}, {}, {}, []
+    BenchEngine.still = set()
     monkeypatch.setattr(sys.modules["kad_llama.session"], "KadLlama", BenchEngine)
     monkeypatch.setattr(alone, "ModelAlone", FakeAlone)
     monkeypatch.setattr(bench, "_resident", itertools.cycle([50 << 20, 150 << 20]).__next__)
@@ -481,6 +485,23 @@ def test_what_runs_otherwise_is_left_out(fake: type[BenchEngine], capsys: Captur
         *("base alone", "aligned alone", "plain", "draft 7", "auto", "bound")
     ]
     assert [name for name, _ in fake.log].count("draft 1") == 1
+
+
+def test_a_clock_that_stands_still(fake: type[BenchEngine], capsys: Capture) -> None:
+    """Who took no time has no speed: the others are shown, and nobody at all is no error."""
+    fake.still = {"aligned", "draft 3"}
+    assert main(LINE) == 0
+    shown = capsys.readouterr().out
+    assert "Left out: aligned alone, draft 3 (by this machine's clock a run took no time).\n" in shown
+    assert (
+        "\ndraft 7 " in shown
+        and "\ndraft 3 " not in shown
+        and "--draft auto wrote 1.92 times" in " ".join(shown.split())
+    )
+    fake.still = set(ORDER)
+    assert main([*LINE, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["left_out"]) == len(ORDER) and found["bound"] is found["advice"] is None
 
 
 def test_drafts_that_do_not_fit(fake: type[BenchEngine], capsys: Capture) -> None:

@@ -195,7 +195,8 @@ def test_the_aligned_model_reads_guesses_of_the_table_along(core: law.Core, mach
     text = Text.drawn(3, 0.97, 1.0, n=400)
     same = Text(text.right, text.confidence, text.needed, np.full(400, 3), text.right)
     other = Text(text.right, text.confidence, text.needed, np.full(400, 1), np.zeros(400))
-    without, useful, useless = (sum(write(core, machine, [each], AUTO, Setting(lazy=False))[0]) for each in (text, same, other))
+    needs = Setting(lazy=False)
+    without, useful, useless = (sum(write(core, machine, [each], AUTO, needs)[0]) for each in (text, same, other))
     spared = 7 * MACHINES[machine][1] / (MACHINES[machine][0][8] + 8 * MACHINES[machine][1])  # of a draft of 8, at most
     assert without / useful - 1 > 0.5 * spared
     assert useless / without < 1.03

@@ -78,6 +78,9 @@ class Measured:
                 self.short += bool(number)
                 return
             found = sample_of(found.tokens, found.stats)
+        if not found.seconds > 0:
+            self.left_out[candidate.series.name] = "by this machine's clock a run took no time"
+            return
         candidate.series.samples[number] = found
 
 
@@ -85,7 +88,7 @@ def sample_of(tokens: Sequence[Any], stats: Stats) -> Sample:
     """Return the figures of one run of the pair. The reference model is evaluated with the base."""
     return Sample(
         tokens=stats.tokens,
-        seconds=stats.tokens / stats.tokens_per_second,
+        seconds=stats.tokens / stats.tokens_per_second if stats.tokens_per_second else 0.0,
         base_s=stats.base_eval_s + stats.reference_eval_s,
         base_passes=stats.base_passes,
         aligned_s=stats.aligned_eval_s,
