@@ -69,25 +69,32 @@ for _ in range(20):
 def test_an_interrupted_call_hands_over_what_was_said(tiny_pair: tuple[Path, Path]) -> None:
     with KadLlama(*tiny_pair, n_ctx=4096) as kad:
         whole = kad.generate(PROMPT, raw=True, seed=4, max_tokens=3000)
-        ended = threading.Event()
+        for part in (2, 4, 8, 16):  # the machine may have been busy before, so that half of that time is too late
+            try:
+                cancelled_after(kad, whole.stats.wall_s / part)
+            except KeyboardInterrupt as error:
+                assert error.partial.finish_reason == "interrupted"  # type: ignore[attr-defined]
+                assert 0 < len(error.partial.tokens) < 3000  # type: ignore[attr-defined]
+                return
+    pytest.fail("the cancel met no pass, or was not heard")
 
-        def cancel() -> None:
-            ended.wait(whole.stats.wall_s / 2)
-            while not ended.wait(1e-4):  # one that comes between two passes is not kept
-                lib.kad_engine_cancel(kad._engine)
 
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        try:
-            kad.generate(PROMPT, raw=True, seed=4, max_tokens=3000)
-        except KeyboardInterrupt as error:
-            assert error.partial.finish_reason == "interrupted"  # type: ignore[attr-defined]
-            assert 0 < len(error.partial.tokens) < 3000  # type: ignore[attr-defined]
-        else:
-            pytest.fail("the cancel met no pass, or was not heard")
-        finally:
-            ended.set()
-            thread.join()
+def cancelled_after(kad: KadLlama, seconds: float) -> None:
+    """A long call that another thread cancels."""
+    ended = threading.Event()
+
+    def cancel() -> None:
+        ended.wait(seconds)
+        while not ended.wait(1e-4):  # one that comes between two passes is not kept
+            lib.kad_engine_cancel(kad._engine)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        kad.generate(PROMPT, raw=True, seed=4, max_tokens=3000)
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_rule_aligned_is_the_aligned_model_alone(tiny_cross_pair: tuple[Path, Path]) -> None:
