@@ -37,28 +37,38 @@ def timed(call: Callable[[], list[Any]]) -> running.Run:
     return running.Run(sums[0], seconds, *sums[1:])
 
 
-def compare(kad: KadLlama, keywords: dict[str, Any], given: argparse.Namespace) -> dict[str, Cell]:
-    """Rounds of both ways, each as often the first; round -1 is not counted."""
-    cells = {"together": Cell(), "one by one": Cell()}
+def ways(kad: KadLlama, question: str, keywords: dict[str, Any], n: int) -> dict[str, Callable[[], list[Any]]]:
+    """The n texts of a question, made in two ways."""
+    return {
+        "together": lambda: list(kad.generate(question, n=n, **keywords)),
+        "one by one": lambda: [kad.generate(question, text_number=i, **keywords) for i in range(n)],
+    }
+
+
+def compare(kad: KadLlama, given: argparse.Namespace) -> dict[str, dict[str, Cell]]:
+    """By mode: rounds of both ways, each as often the first; round -1 is not counted."""
+    found = {mode: {"together": Cell(), "one by one": Cell()} for mode in given.modes.split(",")}
     for number in range(-1, given.rounds):
         question = running.QUESTIONS[max(0, number) % len(running.QUESTIONS)]
-        common_keywords = {"seed": number + 1, "max_tokens": given.tokens, "temperature": given.temperature} | keywords
-
-        def together(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
-            return list(kad.generate(question, n=given.n, **keywords))
-
-        def singly(question: str = question, keywords: dict[str, Any] = common_keywords) -> list[Any]:
-            return [kad.generate(question, text_number=i, **keywords) for i in range(given.n)]
-
-        ways = {"together": together, "one by one": singly}
-        for name in sorted(ways, reverse=number % 2 == 0):
-            run = timed(ways[name])
-            if number >= 0:
-                cells[name].runs[number] = run
-    return cells
+        settings = {"seed": number + 1, "max_tokens": given.tokens, "temperature": given.temperature}
+        for mode, cells in found.items():
+            calls = ways(kad, question, settings | MODES[mode], given.n)
+            for name in sorted(calls, reverse=number % 2 == 0):
+                run = timed(calls[name])
+                if number >= 0:
+                    cells[name].runs[number] = run
+    return found
 
 
-HEADER = ("pair", "rule", "mode", "texts", "positions", "together over one by one")
+HEADER = (
+    "pair",
+    "rule",
+    "mode",
+    "texts",
+    "positions",
+    "together over one by one",
+    "together over the first mode together",
+)
 
 
 def main() -> None:
@@ -78,12 +88,15 @@ def main() -> None:
         files = running.pair(name)
         for rule in given.rules.split(","):
             with running.open_pair(files, rule) as kad:
-                for mode in given.modes.split(","):
-                    cells = compare(kad, MODES[mode], given)
-                    ratio = results.ratio(cells["together"], cells["one by one"])
-                    medians += [ratio.median] if ratio else []
-                    rows.append([name, rule, mode, str(given.n), str(cells["together"].tokens), str(ratio or "-")])
-                    print(rows[-1], file=sys.stderr)
+                found = compare(kad, given)
+            first = next(iter(found.values()))["together"]
+            for mode, cells in found.items():
+                gain = results.ratio(cells["together"], cells["one by one"])
+                medians += [gain.median] if gain else []
+                over = results.ratio(cells["together"], first)
+                texts = [str(given.n), str(cells["together"].tokens)]
+                rows.append([name, rule, mode, *texts, str(gain or "-"), str(over or "-")])
+                print(rows[-1], file=sys.stderr)
     title = f"{given.n} texts at once, temperature {given.temperature:g}"
     common.show(given, "texts", title, HEADER, rows, texts_gain=min(medians, default=0.0))
 
