@@ -50,8 +50,8 @@ EXPLAINED = {
         "Crosses, where there are any: llama.cpp's programs."
     ),
     "right": (
-        "Points: each pair, auto and its best fixed setting. Curves: what the measured passes of that base format would "
-        "allow at the best draft length, were every guess right with the same probability."
+        "Points: each pair, auto and its best fixed setting. Curves: what the measured passes of the first pair of a base "
+        "format would allow at the best draft length, were every guess right with the same probability."
     ),
     "cost": "As a multiple of the time that the base alone takes per token, which is the line at 1.",
 }

@@ -502,6 +502,8 @@ def test_a_clock_that_stands_still(fake: type[BenchEngine], capsys: Capture) -> 
     assert main([*LINE, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["left_out"]) == len(ORDER) and found["bound"] is found["advice"] is None
+    assert main(LINE) == 0
+    assert "Nothing was measured yet.\nLeft out: base alone, " in capsys.readouterr().out
 
 
 def test_drafts_that_do_not_fit(fake: type[BenchEngine], capsys: Capture) -> None:

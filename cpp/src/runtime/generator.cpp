@@ -275,7 +275,7 @@ void Generator::step(const Texts & texts) {
     draw_time_.observe(seconds - (passes_seconds() - before), draws);
 }
 
-// What passes took so far, those over prompts apart.
+// What passes took so far.
 double Generator::passes_seconds() const {
     double seconds = 0;
     for (const auto & stage : stages_) seconds += stage ? stage->spent : 0;

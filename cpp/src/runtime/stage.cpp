@@ -11,6 +11,23 @@ using Clock = std::chrono::steady_clock;
 
 static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+namespace {
+
+// Adds the time until its end.
+class Timer {
+public:
+    explicit Timer(double & to) : to_(to) {}
+    ~Timer() { to_ += since(start_); }
+    Timer(const Timer &)             = delete;
+    Timer & operator=(const Timer &) = delete;
+
+private:
+    double &                to_;
+    const Clock::time_point start_ = Clock::now();
+};
+
+} // namespace
+
 Stage::Stage(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass)
     : model_(model), events_(events), role_(role), reproducible_(reproducible),
       max_pass_(std::min(max_pass, std::min(model.max_batch(), model.max_rows()))) {
@@ -39,9 +56,7 @@ void Stage::make_rows(const std::vector<Want> & wants) {
         evaluate(pieces_, taking_);
         size_t n = 0;
         for (const Piece & piece : pieces_) n += piece.n;
-        const double seconds = since(start);
-        times.observe(n, seconds);
-        spent += seconds;
+        times.observe(n, since(start));
         const auto done = [](const Want & want) { return want.speaker->holds() >= want.context->size(); };
         open_.erase(std::remove_if(open_.begin(), open_.end(), done), open_.end());
     }
@@ -64,7 +79,8 @@ void Stage::gather() {
 }
 
 void Stage::evaluate(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers, bool wait) {
-    size_t n = 0;
+    const Timer timer(spent);
+    size_t      n = 0;
     for (const Piece & piece : pieces) n += piece.n;
     make_room(n);
     for (const auto & speaker : speakers_) {
@@ -81,10 +97,15 @@ void Stage::evaluate(const std::vector<Piece> & pieces, const std::vector<Speake
         throw;
     }
     running_s_ = since(start);
-    if (wait) finish();
+    if (wait) take_rows();
 }
 
 void Stage::finish() {
+    const Timer timer(spent);
+    take_rows();
+}
+
+void Stage::take_rows() {
     if (waiting_.empty()) return;
     const auto start = Clock::now();
     try {

@@ -48,7 +48,7 @@ public:
     uint64_t new_share() { return ++shares_; }
 
     PassTimes times;     // what passes outside prompts took
-    double    spent = 0; // in all of them together, seconds
+    double    spent = 0; // seconds of all passes, those over prompts and those that failed included
 
 private:
     LanguageModel &                       model_;
@@ -64,6 +64,7 @@ private:
     double                                running_s_ = 0;
     uint64_t                              shares_    = 0;
 
+    void   take_rows();
     size_t held() const;
     void   gather();
     void   recover(const std::vector<Piece> & pieces, const std::vector<Speaker *> & speakers);

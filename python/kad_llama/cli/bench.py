@@ -80,6 +80,7 @@ class Measured:
             found = sample_of(found.tokens, found.stats)
         if not found.seconds > 0:
             self.left_out[candidate.series.name] = "by this machine's clock a run took no time"
+            candidate.series.samples.clear()
             return
         candidate.series.samples[number] = found
 
@@ -300,7 +301,7 @@ CAPTION = (
 def lines(found: dict[str, Any]) -> list[str]:
     """Return what stands below the table; the last line is the advice."""
     if not found["series"]:
-        return ["Nothing was measured yet."]
+        return ["Nothing was measured yet.", *_left_out_lines(found["left_out"])]
     return [
         f"Medians (least-greatest) of interleaved repeats: {found['repeats']}. Tokens a run: {found['max_tokens']}. "
         f"Temperature: {found['temperature']:g}. Threads: {found['threads']}.",
