@@ -47,7 +47,7 @@ def draw(store: Store, folder: Path, suffix: str = "svg") -> list[tuple[str, str
 EXPLAINED = {
     "length": (
         "Lines: kad-llama with a fixed draft length; 0 is lazy, or plain where a rule has no lazy mode; at the right, auto. "
-        "Crosses, where there are any: llama.cpp's programs."
+        "Crosses, where there are any: llama.cpp's programs on the Q8_0 pair."
     ),
     "right": (
         "Points: each pair, auto and its best fixed setting. Curves: what the measured passes of the first pair of a base "
