@@ -7,7 +7,7 @@ namespace kad {
 
 static constexpr double HALF_LIFE = 40; // events
 static constexpr double BEGINNING = 6;  // events that what is known from earlier texts counts for
-static constexpr double CLEARLY   = 1.05;
+static constexpr double CLEARLY   = 1.15;
 static constexpr double AGREES =
     0.9; // how often the aligned model is taken to agree with a base that was not compared with it
 static constexpr double MARGINAL =
@@ -200,7 +200,8 @@ Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
     size_t       aligned = 0, offered = 0;
     const double drafted = best_aligned(aligned), taken = best_table(table, offered);
     rate_ = std::max(drafted, taken);
-    // Of two guesses at a rate the larger is the more flattering one: the table's must be clearly the better.
+    // Of two guesses at a rate the larger is the more flattering one, and the table's misses come in bunches, where the text is
+    // edited: its rate must be clearly the better.
     if (taken > CLEARLY * drafted) return { Plan::Drafter::NGram, offered };
     if (aligned == 0) return {};
     return { Plan::Drafter::Aligned, limits.guesses, along }; // go_on() says when to stop
