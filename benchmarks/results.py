@@ -221,8 +221,7 @@ def best_fixed(cells: dict[str, Cell], rounds: Iterable[int] | None = None) -> s
         runs = [cells[name].runs[n] for n in numbers]
         return sum(run.tokens for run in runs) / sum(run.seconds for run in runs) if runs else 0.0
 
-    found = [name for name in cells if name in (PLAIN, LAZY) or name.startswith("k=")]
-    return max(found, key=speed, default=None)
+    return max(fixed(cells), key=speed, default=None)
 
 
 def fixed(cells: dict[str, Cell]) -> list[str]:

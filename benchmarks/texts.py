@@ -3,9 +3,8 @@
     python benchmarks/texts.py [--pairs Q8_0,demo --rules base,dual --n 8] [--keep]
 
 generate(prompt, n=8) against eight calls with text_number 0 to 7, in turns; a first round warms up. They are the same texts
-up to llama.cpp's arithmetic, which depends on the length of a pass. Counted is the whole call: tokens
-of all texts over the time. A prompt is evaluated in a round's first calls; then the caches hold it. `--keep` adds the table
-to docs/results.json.
+up to llama.cpp's arithmetic, which depends on the length of a pass. Counted is the whole call: tokens of all texts over the
+time. A prompt is evaluated in a round's first calls; then the caches hold it. `--keep` adds the table to docs/results.json.
 """
 
 from __future__ import annotations
