@@ -46,6 +46,7 @@ class Table:
     rows: NDArray[np.float32]
     words: tuple[bytes, ...]
     prompt: tuple[int, ...] = (0,)
+    pass_s: float = 0.0  # seconds that a pass takes
 
     def row(self, ids: Sequence[int]) -> reference.Row:
         return self.rows[len(ids) % len(self.rows), ids[-1]].astype(np.float64)
@@ -143,6 +144,7 @@ def c_model(core: law.Core, table: Table, alive: list[Any], can_rewind: bool) ->
         "n_prompt": len(table.prompt),
         "can_rewind": int(can_rewind),
         "max_batch": 16,
+        "pass_s": table.pass_s,
     }
 
 

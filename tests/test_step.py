@@ -43,6 +43,21 @@ def said(core: law.Core, written: tuple[Any, Any]) -> list[step.Event]:
     return [step.Event(core.ffi.buffer(e.bytes, e.n_bytes)[:], e.id, sources[e.source]) for e in written[0]]
 
 
+def test_passes_are_not_taken_for_draws(core: law.Core) -> None:
+    """Four texts whose guesses are all right, and passes that sleep: about 10 base passes each, of 80 events.
+
+    Caught here: a pacer that is told of passes as if they were draws, and then drafts nothing (62 passes and more).
+    """
+    words = step.same_words(3)
+    rows = words.base.rows.copy()
+    rows[:, :, words.base.words.index(step.END)] = -50
+    base, aligned = (replace(words.base, rows=rows, pass_s=seconds) for seconds in (0.004, 0.001))
+    run = replace(words, base=base, aligned=aligned, rule="base", max_tokens=80)
+    texts = step.write_texts(core, run, step.AUTO, 15, 4, 4, ngram=False)
+    assert [len(events) for events, _ in texts] == [80] * 4
+    assert max(counts.base_passes for _, counts in texts) < 40
+
+
 @pytest.mark.parametrize("make", [step.same_words, step.many_words, step.other_words])
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 def test_several_texts_at_once(core: law.Core, make: Any, slots: int) -> None:

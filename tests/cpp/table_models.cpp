@@ -1,9 +1,11 @@
 // The shipped loop over models that are tables of numbers: no llama.cpp. tests/step.py reads the declarations between the
 // marks and compares what comes out with the oracle.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <thread>
 
 #include "errors.h"
 #include "runtime/generator.h"
@@ -21,6 +23,7 @@ typedef struct table_model {
     int32_t              n_prompt;
     int32_t              can_rewind;
     int32_t              max_batch;
+    double               pass_s; // seconds that a pass takes, however many tokens it has
 } table_model;
 
 // A grammar: an automaton over bytes that begins in state 0.
@@ -96,6 +99,7 @@ public:
             n += piece.n;
         }
         if (n > max_batch() || n == 0 || total() > n_ctx_) throw Error(KAD_INTERNAL_ERROR, "a pass too large");
+        if (table_.pass_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(table_.pass_s));
     }
     void synchronize() override {}
     // llama.cpp hands out a buffer that the next pass overwrites: so does this.
