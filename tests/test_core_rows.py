@@ -300,6 +300,39 @@ def rounding_check(core: law.Core) -> list[str]:
     return wrong
 
 
+def edge_check(core: law.Core) -> list[str]:
+    """Coins of exactly 0 and at a block's end take no token of probability zero; a small mass is a mass."""
+    wrong = []
+    row = np.log(np.float32([0.6, 0.3, 0.1]))
+    other = np.float32([-1, 0, -1])
+    zero = np.zeros((1, 4))
+    # Rule exact keeps the last token alone, which temperature 0 never says.
+    kept = Pair(Row(row), Row(other), law.Case(row, other, "exact", 0.91, 0.0, 1.0))
+    wrong += [] if core_rows.draw(core, kept, zero)[0, 0] == 1 else ["a kept token that cannot be said"]
+    # The proposal is accepted, and the base cannot have said it.
+    many = np.float32([0, 0, -9])
+    deferred = Pair(Row(many), Row(-many), law.Case(many, -many, "dual", 0.3))
+    token, x, source, _ = core_rows.draw(core, deferred, np.array([[0.99, 0.0, 0.0, 0.0]]))[0]
+    said_by = SAID_BY[int(source)]
+    wrong += [] if (token, x, said_by) == (2, 2, "aligned") else [f"{token} said by the {said_by}"]
+    # Two tokens are kept, and 5e-12 is left.
+    alpha = core_rows.read(
+        core, Pair(Row(np.float32([0, 0, -26])), Row(other), law.Case(row, other, "dual", 0.01))
+    ).alpha
+    wrong += [] if math.isclose(alpha, math.exp(-26) / 2, rel_tol=1e-4) else [f"alpha {alpha}"]
+    for k in range(40):
+        base = np.random.default_rng(k).standard_normal(1024).astype(np.float32)
+        base[512:900] = -np.inf  # behind the first block's end come tokens that are impossible
+        p = np.exp(base.astype(float) - base.max())
+        end = p[:512].sum() / p.sum()
+        coins = np.full((41, 4), 0.5)
+        coins[:, 0] = end + (np.arange(41) - 20) * 2.0**-54
+        drawn = core_rows.draw(core, Pair(Row(base), Row(base), law.Case(base, base, "aligned", 0)), coins)
+        wrong += [f"row {k}: an impossible token"] if (p[drawn[:, 1]] == 0).any() else []
+    return wrong
+
+
+SAID_BY = ("base", "aligned", "joint")
 PLACE = "out[size_t(*v) - at] = some[v - first];"
 MISTAKES = [
     ("entries that keep their place", "logits", PLACE, PLACE.replace("*v", "v - first + at"), support_check),
@@ -341,9 +374,13 @@ MISTAKES = [
     ("a residual of the first part", "mixture", "b < end; ++b)", "b < end && first == 0; ++b)", sharing_check),
     ("a mass that rounding left of 1", "mixture", "1 - mass > rounding ?", "1 - mass > 0 ?", rounding_check),
     ("a residual that ends on nothing", "mixture", "(terms[i] > 0)", "(terms[i] >= 0)", rounding_check),
+    ("a kept token of probability zero", "draw", "coins.acceptance < p.", "coins.acceptance <= p.", edge_check),
+    ("a speaker who could not", "draw", "coin < base ?", "coin <= base ?", edge_check),
+    ("a small mass that is none", "mixture", "0x1.0p-52", "0x1.0p-36", edge_check),
+    ("a draw behind a block's end", "logits", "sum > target && terms[i] > 0", "sum > target", edge_check),
     ("candidates made anew", "deferral", "thread_local Candidates", "Candidates", allocation_check),
 ]
-CHECKS = (support_check, nucleus_check, total_check, allocation_check, sharing_check, rounding_check)
+CHECKS = (support_check, nucleus_check, total_check, allocation_check, sharing_check, rounding_check, edge_check)
 MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, *texts, check in MISTAKES]
 
 
