@@ -1,6 +1,6 @@
 """What does reading one row of logits cost, beside NumPy on the same row?
 
-    python benchmarks/kernels.py [--repeats 51] [--compiler c++]
+    python benchmarks/kernels.py [--repeats 51] [--compiler c++] [--keep]
 
 Both find the normaliser and the most probable token. The core (Distribution::set, which also keeps block maxima) is
 compiled as the library is, its kernels chosen for the machine, and once for each narrower instruction set that the
@@ -11,7 +11,7 @@ the cheapest way, with half the bytes and 7 digits.
 Processor time of the calling thread, called from Python all alike; the median of repeats in which all take turns. Rows:
 a normal spread of 3 and a dozen tokens well above it, as a language model's are. NumPy uses what the machine has; to see
 it beside a narrower core: NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL" python benchmarks/kernels.py
-(of NumPy 2.4; older ones name AVX512F and its kin).
+(of NumPy 2.4; older ones name AVX512F and its kin). `--keep` adds the table to docs/results.json.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=51)
     parser.add_argument("--compiler", default="c++")
+    common.keep_arguments(parser)
     arguments = parser.parse_args()
     numpys = {
         "NumPy": numpy_plain,
@@ -118,8 +119,8 @@ def main() -> None:
             ratios = [f"{median[size, name] / median[size, other]:.2f}" for other in numpys]
             cells.append(f"{median[size, name]:.0f} ({', '.join(ratios)})")
         rows.append([str(size), *cells])
-    print("microseconds a row; in brackets as a part of NumPy's three times\n")
-    common.table(["tokens", *numpys, *core], rows)
+    title = "Reading one row on one thread, microseconds; in brackets as a part of NumPy's three times"
+    common.show(arguments, "kernels", title, ["tokens", *numpys, *core], rows)
 
 
 if __name__ == "__main__":

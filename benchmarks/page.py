@@ -127,7 +127,8 @@ def _about(store: Store, kind: str) -> str:
 def _bars(store: Store) -> str:
     rows = [list(line) for line in bars(store)]
     table = markdown(["what", "machine", "measured", "bar", "met"], rows)
-    return "\n\n".join(["## Bars", "Temperature 1.", table, *limits(store), *own_limits(store), BOUND])
+    missed = [*limits(store), *own_limits(store), *outside_limits(store)]
+    return "\n\n".join(["## Bars", "Temperature 1.", table, *missed, BOUND])
 
 
 # Pair, rule, what auto is held against (a program at its best draft length), times it at least.
@@ -198,6 +199,29 @@ def own_limits(store: Store) -> list[str]:
             f"{found[1]}. A base pass of {found[1]} makes {cell.total('tokens') / cell.total('base_passes'):.2f} events; "
             f"right guesses alone would make {events:.2f}. {_outside(cell)} of its time is outside evaluation."
         )
+    return lines
+
+
+def outside_limits(store: Store) -> list[str]:
+    """Of each machine whose worst share outside evaluation is above its bar: which run that was, and its parts."""
+    tables = {(table["name"], table["machine"]): table for table in store.tables}
+    lines = []
+    for (name, machine), table in tables.items():
+        parts = tables.get(("outside_parts", machine))
+        if name != "outside" or not parts:
+            continue
+        for column, (fact, after) in enumerate((("outside_100", "100"), ("outside_2000", "2,000")), 3):
+            share = table["facts"][fact]
+            if share <= FACTS[fact][1]:
+                continue
+            wide = [row for row in table["rows"] if row[0].startswith("262k")]
+            worst = next(row for row in wide if row[column].endswith(f"({share:.1f} %)"))
+            found = next(row for row in parts["rows"] if row[:4] == [*worst[:3], after])
+            each = ", ".join(f"{what} {ms}" for what, ms in zip(parts["header"][4:], found[4:], strict=True))
+            lines.append(
+                f"Missed on machine {letter(machine)}, share outside evaluation after {after} tokens: {worst[0]}, rule "
+                f"{worst[1]}, {worst[2]}, {worst[column]} ms a token. In its parts: {each}."
+            )
     return lines
 
 

@@ -53,6 +53,9 @@ class FakeStream:
             base_eval_s=0.05,
             aligned_eval_s=0.05,
             reference_eval_s=0.0,
+            read_s=0.01,
+            draw_s=0.01,
+            text_s=0.0,
         )
         return Generation("".join(said.text for said in self._said), list(self._said), self._finish, 7, stats)
 

@@ -47,6 +47,7 @@ class Table:
     words: tuple[bytes, ...]
     prompt: tuple[int, ...] = (0,)
     pass_s: float = 0.0  # seconds that a pass takes
+    text_s: float = 0.0  # and that turning a piece of text into tokens takes
 
     def row(self, ids: Sequence[int]) -> reference.Row:
         return self.rows[len(ids) % len(self.rows), ids[-1]].astype(np.float64)
@@ -94,6 +95,7 @@ class Run:
     grammar: Automaton | None = None
     top_k: int = 0
     penalty: float = 0.0
+    shape_s: float = 0.0  # seconds that they take, of a row
 
     def state(self, text: bytes) -> int:
         return self.grammar.after(0, text) if self.grammar else 0
@@ -145,6 +147,7 @@ def c_model(core: law.Core, table: Table, alive: list[Any], can_rewind: bool) ->
         "can_rewind": int(can_rewind),
         "max_batch": 16,
         "pass_s": table.pass_s,
+        "text_s": table.text_s,
     }
 
 
@@ -186,7 +189,7 @@ def write_texts(
         pointers = [ffi.cast("const int32_t *", ffi.from_buffer(a)) for a in (run.grammar.next, run.grammar.may_end)]
         c_run.grammar = {"n_states": len(run.grammar.next), "next": pointers[0], "may_end": pointers[1]}
     c_run.rule = law.c_rule(core, law.Case(run.base.rows[0, 0], run.aligned.rows[0, 0], run.rule, run.threshold))[0]
-    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k", "penalty"):
+    for name in ("temperature", "seed", "text_number", "max_tokens", "n_ctx", "top_k", "penalty", "shape_s"):
         setattr(c_run, name, getattr(run, name))
     c_run.mode, c_run.draft, c_run.logprobs = mode, draft, int(logprobs)
     c_run.n_texts, c_run.n_slots, c_run.ngram = n, slots, int(ngram)

@@ -17,6 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import copying
+import cost
 import cuda
 import memory
 import page
@@ -500,6 +501,33 @@ def test_a_bound_that_was_missed_is_taken_apart(measured: Store) -> None:
     most = 40 / 11 / (0.1 + (32 + 10) / 11 * 0.02)  # ten rounds of 3 guesses and one of 2, ten right throughout
     assert f"k=3 itself reaches {16 / most:.3f} of it, and auto 1.042 of k=3" in line
     assert "of k=3 makes 3.33 events; right guesses alone would make 3.64. 20.0 % of its time is outside" in line
+
+
+def test_an_outside_share_that_was_missed_is_taken_apart(measured: Store) -> None:
+    rows = [
+        ["49k", "base", "plain", "9 (3.2 %)", "9 (9.0 %)"],
+        ["262k", "base", "auto", "0.50 (3.2 %)", "0.40 (2.0 %)"],
+    ]
+    header = ["vocabulary", "rule", "mode", "after 100", "after 2,000"]
+    measured.keep_table("outside", "Outside", header, rows, MACHINE, outside_100=3.24, outside_2000=2.0)
+    assert page.outside_limits(measured) == []  # no parts were measured
+    parts = [["262k", "base", "auto", after, *ms] for after, ms in (("100", ("0.3", "0.2")), ("2,000", ("7", "8")))]
+    header = ["vocabulary", "rule", "mode", "after tokens", "reading rows", "Python"]
+    measured.keep_table("outside_parts", "Parts", header, parts, MACHINE)
+    (line,) = page.outside_limits(measured)
+    assert line == (
+        "Missed on machine A, share outside evaluation after 100 tokens: 262k, rule base, auto, 0.50 (3.2 %) ms a token. "
+        "In its parts: reading rows 0.3, Python 0.2."
+    )
+
+
+def test_outside_and_its_parts() -> None:
+    """10 events in 2 s, of which 1.9 s in the library and 1 s in evaluation."""
+    before = cost.Reading(tokens=5, wall=1.0, library=0.5, evaluation=0.4, read=0.0, draw=0.0, text=0.0)
+    after = cost.Reading(tokens=15, wall=3.0, library=2.4, evaluation=1.4, read=0.5, draw=0.2, text=0.1)
+    found = cost.outside(before, after)
+    assert str(found) == "100.00 (50.0 %)"
+    assert found.parts == pytest.approx((50, 20, 10, 10, 10)) and len(found.parts) == len(cost.PARTS)
 
 
 def test_page_is_the_same_from_the_same_data(measured: Store, tmp_path: Path) -> None:

@@ -395,6 +395,9 @@ def test_statistics(kad: KadLlama, mode: dict[str, Any]) -> None:
         assert stats.deferred_mass == pytest.approx(np.mean([token.deferred_mass for token in out.tokens]))
         assert 0 < stats.prompt_s + stats.base_eval_s + stats.aligned_eval_s <= stats.wall_s <= took
         assert stats.prompt_s <= stats.wall_s and stats.tokens_per_second > 0
+        evaluated = stats.base_eval_s + stats.aligned_eval_s
+        assert stats.read_s > 0 and stats.draw_s > 0 and stats.text_s == 0
+        assert evaluated + stats.read_s + stats.draw_s <= stats.tokens / stats.tokens_per_second
         assert stats.prompt_tokens == len(kad.tokenize(PROMPT)) == stats.prompt_tokens_aligned
         assert 0 <= stats.prompt_cached <= stats.prompt_tokens
         guesses = [token.guess for token in out.tokens]

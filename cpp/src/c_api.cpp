@@ -214,6 +214,8 @@ void read_stats(const kad_sequence & sequence, kad_stats & stats) {
     stats.deferred_mass         = sequence.events ? sequence.alpha_sum / double(sequence.events) : 0;
     stats.prompt_s              = sequence.prompt_s;
     stats.generate_s            = sequence.generate_s;
+    stats.draw_s                = sequence.draw_s;
+    stats.text_s                = sequence.text_s;
     sequence.engine->generator().read_counts(sequence, stats);
 }
 

@@ -85,6 +85,9 @@ class Stats:
         Time until both prompts were evaluated; the whole call.
     base_eval_s, aligned_eval_s, reference_eval_s
         Of the time after the prompt: inside llama_decode and llama_synchronize of each model.
+    read_s, draw_s, text_s
+        Of the same time: getting rows ready (normalisers, samplers), drawing from them, and turning text into the tokens
+        of both models where vocabularies differ. In seconds, of this text alone.
     """
 
     prompt_tokens: int
@@ -108,6 +111,9 @@ class Stats:
     base_eval_s: float
     aligned_eval_s: float
     reference_eval_s: float
+    read_s: float
+    draw_s: float
+    text_s: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

@@ -217,6 +217,9 @@ class Text:
             base_eval_s=c.base_eval_s,
             aligned_eval_s=c.aligned_eval_s,
             reference_eval_s=c.reference_eval_s,
+            read_s=c.read_s,
+            draw_s=c.draw_s,
+            text_s=c.text_s,
         )
 
     def summary(self, interrupted: bool) -> Generation:

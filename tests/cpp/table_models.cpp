@@ -24,6 +24,7 @@ typedef struct table_model {
     int32_t              can_rewind;
     int32_t              max_batch;
     double               pass_s; // seconds that a pass takes, however many tokens it has
+    double               text_s; // and that turning a piece of text into tokens takes
 } table_model;
 
 // A grammar: an automaton over bytes that begins in state 0.
@@ -41,6 +42,7 @@ typedef struct table_run {
     int32_t       max_tokens, mode, draft, logprobs, n_ctx;
     int32_t       top_k;   // samplers of both speakers: this many tokens stay, 0 = all
     double        penalty; // and the logit of the context's last id is lowered by this
+    double        shape_s; // seconds that they take
     table_grammar grammar;
     int32_t       n_texts; // written at once, numbers text_number, text_number + 1, ...
     int32_t       n_slots; // at most so many at a time
@@ -55,6 +57,7 @@ typedef struct table_event {
 
 typedef struct table_result {
     int32_t n_events, finish, mode, drafted, accepted, base_passes, aligned_passes;
+    double  generate_s, eval_s, read_s, draw_s, text_s; // eval_s: of all models
 } table_result;
 
 // The texts; at most `capacity` events each, those of text i from events[i * capacity] on. n_events and finish say how each
@@ -66,6 +69,10 @@ int32_t table_write(const table_run * run, table_event * events, int32_t capacit
 namespace {
 
 using namespace kad;
+
+void take(double seconds) {
+    if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+}
 
 class TableModel : public LanguageModel, public Vocabulary {
 public:
@@ -99,7 +106,7 @@ public:
             n += piece.n;
         }
         if (n > max_batch() || n == 0 || total() > n_ctx_) throw Error(KAD_INTERNAL_ERROR, "a pass too large");
-        if (table_.pass_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(table_.pass_s));
+        take(table_.pass_s);
     }
     void synchronize() override {}
     // llama.cpp hands out a buffer that the next pass overwrites: so does this.
@@ -121,6 +128,7 @@ public:
     TokenKind           kind(Token id) const override { return table_.ends[id] ? TokenKind::End : TokenKind::Text; }
     int32_t             type(Token) const override { return 0; }
     std::vector<Token>  tokenize_continuation(const std::string & text) const override {
+        take(table_.text_s);
         std::vector<Token> ids;
         for (size_t at = 0; at < text.size(); at += words_[size_t(ids.back())].size()) {
             Token best = -1;
@@ -158,10 +166,12 @@ private:
 // Lowers the last id, then keeps the k best: equal ones by the lower id.
 class TableShaper : public Shaper {
 public:
-    TableShaper(int32_t top_k, double penalty) : top_k_(size_t(top_k)), penalty_(penalty) {}
+    explicit TableShaper(const table_run & run)
+        : top_k_(size_t(run.top_k)), penalty_(run.penalty), seconds_(run.shape_s) {}
 
     void shape(const Token * context, size_t n_context, uint64_t, const float * logits, float * shaped,
                size_t n) override {
+        take(seconds_);
         std::copy(logits, logits + n, shaped);
         const Token last = context[n_context - 1];
         if (size_t(last) < n) shaped[last] -= float(penalty_);
@@ -174,7 +184,7 @@ public:
 
 private:
     size_t top_k_;
-    double penalty_;
+    double penalty_, seconds_;
 };
 
 class TableGrammar : public Grammar {
@@ -270,7 +280,7 @@ struct Tables {
             const table_model & table = run.models[role];
             Side &              side  = sequence->sides[role];
             side.context.assign(table.prompt, table.prompt + table.n_prompt);
-            if (run.top_k || run.penalty != 0) side.shaper = std::make_unique<TableShaper>(run.top_k, run.penalty);
+            if (run.top_k || run.penalty != 0 || run.shape_s > 0) side.shaper = std::make_unique<TableShaper>(run);
             if (!space->shared_ids()) side.tokens = std::make_unique<TextTokens>(*models[role]);
             if (!space->shared_ids() || role == KAD_ROLE_BASE)
                 constraint.add(role, std::make_unique<TableGrammar>(run.grammar, *models[role]));
@@ -288,6 +298,11 @@ struct Tables {
         result.accepted       = sequence.accepted;
         result.base_passes    = stats.base_passes;
         result.aligned_passes = stats.aligned_passes;
+        result.generate_s     = sequence.generate_s;
+        result.eval_s         = stats.base_eval_s + stats.aligned_eval_s + stats.reference_eval_s;
+        result.read_s         = stats.read_s;
+        result.draw_s         = sequence.draw_s;
+        result.text_s         = sequence.text_s;
     }
 };
 

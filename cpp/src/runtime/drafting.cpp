@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "generator.h"
+#include "timer.h"
 #include "utf8.h"
 
 namespace kad {
@@ -64,6 +65,7 @@ bool Generator::add_guess(Sequence & sequence, Guess guess) {
             if (side.active) side.ahead.push_back(guess.event);
         }
     } else {
+        const Timer timer(sequence.text_s);
         std::string text = sequence.text;
         for (const Guess & each : sequence.now.guesses) text += each.bytes;
         std::vector<Token> ahead = aligned.ahead;
@@ -116,6 +118,7 @@ bool Generator::read_along(Sequence & sequence) {
     if (events_.shared_ids()) {
         for (size_t i = 0; i < now.plan.along; ++i) side.along.push_back(now.table[i].event);
     } else {
+        const Timer timer(sequence.text_s);
         std::string text = sequence.text;
         for (size_t i = 0; i < now.plan.along; ++i) text += events_.bytes(now.table[i].event);
         side.ahead_tokens = *side.tokens;
@@ -223,7 +226,8 @@ void Generator::lay(Sequence & sequence, kad_role role) {
 
 // C_0, C_1, ..., C_n into paths_, as far as the context and the rows that are kept have room; their number.
 size_t Generator::lay_paths(Sequence & sequence, kad_role role, size_t n) {
-    Side & side = sequence.sides[role];
+    const Timer timer(sequence.text_s);
+    Side &      side = sequence.sides[role];
     if (paths_.size() < n + 1) paths_.resize(n + 1);
     side.ahead_tokens = *side.tokens;
     paths_[0]         = side.context;

@@ -1,18 +1,14 @@
 #include "generator.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <utility>
 
 #include "../core/reward.h"
+#include "timer.h"
 #include "utf8.h"
 
 namespace kad {
-
-using Clock = std::chrono::steady_clock;
-
-static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 Generator::Generator(LanguageModel * const (&models)[ROLE_COUNT], const EventSpace & events, const Settings & settings)
     : events_(events), settings_(settings) {
@@ -176,6 +172,7 @@ bool Generator::prefill(Sequence & sequence) try {
         if (!sequence.sides[role].active) continue;
         sequence.prompt_passes[role] = speaker(sequence, role).count.passes;
         sequence.prompt_eval_s[role] = speaker(sequence, role).count.seconds;
+        sequence.prompt_read_s[role] = speaker(sequence, role).count.read_s;
     }
     return sequence.prefilled = true;
 } catch (...) {
@@ -311,6 +308,15 @@ void Generator::draw(const Texts & texts) {
     }
 }
 
+// What reading this text's rows took so far.
+double Generator::reading_seconds(const Sequence & sequence) const {
+    double seconds = 0;
+    for (const kad_role role : ROLES) {
+        if (sequence.sides[role].active) seconds += speaker(sequence, role).count.read_s;
+    }
+    return seconds;
+}
+
 // True when the text goes on once the rows that it wants are made.
 bool Generator::draw_on(Sequence & sequence) {
     try {
@@ -328,9 +334,12 @@ bool Generator::draw_on(Sequence & sequence) {
 
 // Draws and says one event; true when the next one of this round is to be drawn.
 bool Generator::draw_next(Sequence & sequence) {
-    Said        said;
-    const Token event = draw_event(sequence, said);
-    const bool  more  = say(sequence, event, said);
+    Said         said;
+    const auto   start = Clock::now();
+    const double read  = reading_seconds(sequence);
+    const Token  event = draw_event(sequence, said);
+    sequence.draw_s += since(start) - (reading_seconds(sequence) - read);
+    const bool more = say(sequence, event, said);
     if (more) advance_constraint(sequence, said, said.guess == 1);
     if (sequence.pacer) pace(sequence, event, said);
     ++sequence.now.said;
@@ -507,6 +516,7 @@ bool Generator::append(Sequence & sequence, Token event, Said & said, bool & end
         // A character that the context has no room to finish is not said.
         fits = context.size() <= settings_.n_ctx;
     }
+    const Timer       timer(sequence.text_s);
     const std::string text = sequence.text + said.bytes;
     for (Side & side : sequence.sides) {
         if (!side.active) continue;
@@ -609,10 +619,12 @@ size_t Generator::prompt_done(const Sequence & sequence) const {
 void Generator::read_counts(const Sequence & sequence, kad_stats & stats) const {
     int    passes[ROLE_COUNT]  = {};
     double seconds[ROLE_COUNT] = {};
+    stats.read_s               = 0;
     for (const kad_role role : ROLES) {
         if (!sequence.sides[role].active || !sequence.prefilled) continue;
         passes[role]  = speaker(sequence, role).count.passes - sequence.prompt_passes[role];
         seconds[role] = speaker(sequence, role).count.seconds - sequence.prompt_eval_s[role];
+        stats.read_s += speaker(sequence, role).count.read_s - sequence.prompt_read_s[role];
     }
     stats.base_passes      = passes[KAD_ROLE_BASE];
     stats.aligned_passes   = passes[KAD_ROLE_ALIGNED];

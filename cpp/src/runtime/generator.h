@@ -105,6 +105,7 @@ private:
     void   choose_running(const Texts & texts);
     void   round(const Texts & texts);
     double passes_seconds() const;
+    double reading_seconds(const Sequence & sequence) const;
 
     // drafting.cpp: where guesses come from, and the passes that score them.
     void   begin_round(Sequence & sequence, size_t n_texts);

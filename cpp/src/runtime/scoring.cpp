@@ -5,10 +5,10 @@
 // where vocabularies are equal, nearly always otherwise. So each model evaluates each token once, and a token that
 // re-tokenisation takes back is evaluated for the position that needs it alone.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "generator.h"
+#include "timer.h"
 #include "utf8.h"
 
 namespace kad {
@@ -265,23 +265,19 @@ std::vector<Said> Generator::score_text(Sequence & sequence, const std::vector<G
     for (const kad_role role : ROLES) {
         if (sequence.sides[role].active) speaker(sequence, role).keep_rows(rows_ahead(sequence, role) + 1);
     }
-    using Clock       = std::chrono::steady_clock;
-    const auto passed = [](Clock::time_point since) {
-        return std::chrono::duration<double>(Clock::now() - since).count();
-    };
     const auto        start = Clock::now();
     std::vector<Said> out;
     if (events.empty()) return out;
     choose_running({ &sequence });
     while (!prefill(sequence)) {
     }
-    sequence.prompt_s    = passed(start);
+    sequence.prompt_s    = since(start);
     const auto prefilled = Clock::now();
     for (const Given & event : events) {
         weigh_event(sequence, event, by_token, paths, out);
         ++sequence.events;
     }
-    sequence.generate_s = passed(prefilled);
+    sequence.generate_s = since(prefilled);
     return out;
 }
 

@@ -100,7 +100,9 @@ struct Sequence {
 
     int    drafted = 0, accepted = 0, aligned_tokens = 0;
     double alpha_sum = 0, prompt_s = 0, generate_s = 0;
+    double draw_s = 0, text_s = 0; // of generate_s: the draws, without reading rows; text into the models' tokens
     double prompt_eval_s[ROLE_COUNT] = {}; // of each role's evaluation count, what the prompt took
+    double prompt_read_s[ROLE_COUNT] = {};
     int    prompt_passes[ROLE_COUNT] = {};
 
     // Adds the bytes of an event and looks for stop strings that it completes. Then `length` and `settled` are right.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../core/draw.h"
+#include "timer.h"
 
 namespace kad {
 
@@ -72,6 +73,7 @@ void Speaker::took(const Piece & piece, size_t first_row, double seconds) {
     count.seconds += seconds;
     ++count.passes;
     tokens_.insert(tokens_.end(), piece.tokens, piece.tokens + piece.n);
+    const Timer timer(count.read_s);
     for (size_t i = 0; i < piece.n_rows; ++i)
         store(model().row(first_row + i), piece.at + piece.n - piece.n_rows + i + 1);
 }
@@ -242,6 +244,7 @@ void Speaker::restore_own(Row & row) {
 
 // One pass over the row where rule and speaker ask the same question of the same numbers; otherwise one each.
 void Speaker::read(Row & row, uint64_t event) {
+    const Timer        timer(count.read_s);
     const EventSpace & events = stage_.events();
     const kad_role     role   = stage_.role();
     const size_t       n_own  = events.row_size(role);

@@ -36,6 +36,7 @@ struct Reading {
 struct EvaluationCount {
     int    passes  = 0;
     double seconds = 0;
+    double read_s  = 0; // of getting its rows ready to be drawn from
 };
 
 class Speaker {

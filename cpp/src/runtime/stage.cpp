@@ -1,32 +1,11 @@
 #include "stage.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "speaker.h"
+#include "timer.h"
 
 namespace kad {
-
-using Clock = std::chrono::steady_clock;
-
-static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-namespace {
-
-// Adds the time until its end.
-class Timer {
-public:
-    explicit Timer(double & to) : to_(to) {}
-    ~Timer() { to_ += since(start_); }
-    Timer(const Timer &)             = delete;
-    Timer & operator=(const Timer &) = delete;
-
-private:
-    double &                to_;
-    const Clock::time_point start_ = Clock::now();
-};
-
-} // namespace
 
 Stage::Stage(LanguageModel & model, const EventSpace & events, kad_role role, bool reproducible, size_t max_pass)
     : model_(model), events_(events), role_(role), reproducible_(reproducible),
