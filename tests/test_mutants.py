@@ -306,7 +306,7 @@ def saving_check(core: law.Core) -> list[str]:
     return wrong
 
 
-EVENT = "const Token event = draw_event(sequence, said);"
+EVENT = "const Token  event = draw_event(sequence, said);"
 DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), now.kept);"
 COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
 GUESS = "row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL))"

@@ -42,6 +42,9 @@ _GUESSES: tuple[Literal["none", "right", "corrected"], ...] = ("none", "right", 
 _SOURCES: tuple[Literal["base", "aligned", "joint"], ...] = ("base", "aligned", "joint")
 
 
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -92,8 +95,11 @@ class Text:
         self._guard: Any = ffi.gc(self._place, lib.kad_sequence_release)
         self._buffer = ffi.new("kad_token[]", lib.kad_max_draft(engine) + 1)
         self._count = ffi.new("int32_t *")  # tokens in the buffer
+        self._length = ffi.new("size_t *")  # of the text, and of it what is settled
+        self._settled = ffi.new("size_t *")
         self._before = 0  # tokens said before those
-        self._said: list[tuple[Token, int]] = []  # all of them, with the text's length in bytes after each
+        # All of them, each with the text's length in bytes after it, its own bytes, and the further fields of Token.
+        self._said: list[tuple[int, bytes, tuple[Any, ...]]] = []
         self.tokens: list[Token] = []  # those that can no longer change, with their texts
         self._open(prompt)
 
@@ -150,12 +156,10 @@ class Text:
 
     def _read_buffer(self) -> None:
         while len(self._said) < self._before + self._count[0]:
-            self._said.append(self._token(self._buffer[len(self._said) - self._before]))
+            self._said.append(self._event(self._buffer[len(self._said) - self._before]))
 
-    def _token(self, said: Any) -> tuple[Token, int]:
-        token = Token(
-            "",
-            bytes(ffi.buffer(said.bytes, said.n_bytes)),
+    def _event(self, said: Any) -> tuple[int, bytes, tuple[Any, ...]]:
+        fields = (
             said.id,
             _SOURCES[said.source],
             _or_none(said.logprob),
@@ -166,7 +170,8 @@ class Text:
             _or_none(said.aligned_logprob),
             tuple(ffi.unpack(said.ids, said.n_ids)),
         )
-        return token, (self._said[-1][1] if self._said else 0) + said.n_bytes
+        before = self._said[-1][0] if self._said else 0
+        return before + said.n_bytes, bytes(ffi.buffer(said.bytes, said.n_bytes)), fields
 
     def settle(self, cut: bool = False) -> bool:
         """Hand out whole characters that no stop string can take away; all there is, where the text ends here.
@@ -175,15 +180,15 @@ class Text:
         """
         self._read_buffer()
         ended = cut or bool(lib.kad_sequence_finish(self.sequence) != lib.KAD_FINISH_NONE)
-        length, settled = ffi.new("size_t *"), ffi.new("size_t *")
-        check(lib.kad_sequence_length(self.sequence, length, settled))
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # what is handed out ends with a whole character
+        check(lib.kad_sequence_length(self.sequence, self._length, self._settled))
+        length, settled = self._length[0], self._settled[0]
+        decoder = _Utf8Decoder("replace")  # what is handed out ends with a whole character
         character: list[Token] = []
-        for token, end in self._said[len(self.tokens) :]:
-            begin = end - len(token.bytes)
-            if begin >= length[0] or not (ended or end <= settled[0]):
+        for end, said, fields in self._said[len(self.tokens) :]:
+            begin = end - len(said)
+            if begin >= length or not (ended or end <= settled):
                 break  # this one and all after it lie in the stop string, or may
-            character.append(replace(token, text=decoder.decode(token.bytes[: length[0] - begin])))
+            character.append(Token(decoder.decode(said[: length - begin]), said, *fields))
             if not decoder.getstate()[0]:
                 self.tokens.extend(character)
                 character = []
