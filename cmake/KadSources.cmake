@@ -33,7 +33,7 @@ function(kad_configure target)
         KAD_BUILT_LLAMA_COMMIT="${GGML_BUILD_COMMIT}"
         KAD_BUILT_GGML_VERSION="${GGML_VERSION}"
         KAD_BUILT_GGML_COMMIT="${GGML_BUILD_COMMIT}")
-    # Contracted multiply-adds round differently from machine to machine; the text may not.
+    # Where a multiply and an add are fused is said in kernels.cpp, and not left to the compiler.
     target_compile_options(${target} PRIVATE
         $<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>:-ffp-contract=off;-Wall;-Wextra>
         $<$<COMPILE_LANG_AND_ID:CXX,MSVC>:/fp:precise;/W3;/utf-8>)

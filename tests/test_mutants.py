@@ -306,7 +306,7 @@ def saving_check(core: law.Core) -> list[str]:
     return wrong
 
 
-EVENT = "const Token  event = draw_event(sequence, said);"
+EVENT = "const Token event = timed_draw(sequence, said);"
 DECIDE = "decide(settings_.rule, at_rule(KAD_ROLE_BASE), at_rule(KAD_ROLE_ALIGNED), now.kept);"
 COINS = "const DrawCoins coins(sequence.coins, sequence.events);"
 GUESS = "row.spoken.draw(sequence.coins(event, PURPOSE_PROPOSAL))"
@@ -318,7 +318,7 @@ STEP_MUTANTS = [
             (
                 "runtime/generator.cpp",
                 EVENT,
-                "Token event = draw_event(sequence, said);\n"
+                "Token event = timed_draw(sequence, said);\n"
                 "        if (sequence.now.said > 0 && sequence.now.said == sequence.now.guesses.size()) {\n"
                 "            const double bonus = sequence.coins(sequence.events, PURPOSE_RESIDUAL);\n"
                 "            event = row(sequence, KAD_ROLE_BASE).spoken.draw(bonus);\n"

@@ -564,8 +564,8 @@ typedef struct kad_stats {
     double  reference_eval_s;
     /* Further parts of generate_s, of this text alone. Where texts run together generate_s has those of the others too. */
     double  read_s;                /* getting rows ready: copies, events from ids, samplers, normalisers; guesses' too */
-    double  draw_s;                /* who speaks, and the draws; 0 for a text that was scored */
-    double  text_s;                /* text into the tokens of both models, where vocabularies differ */
+    double  draw_s;                /* who speaks, and the draws, with what a joint row or a grammar's refusal asks for */
+    double  text_s;                /* text into the tokens of both models, where vocabularies differ. Both 0 for scores */
 } kad_stats;
 
 /* How the run went so far. KAD_BAD_STATE once a later sequence superseded this one: read it before. */

@@ -58,6 +58,7 @@ typedef struct table_event {
 typedef struct table_result {
     int32_t n_events, finish, mode, drafted, accepted, base_passes, aligned_passes;
     double  generate_s, eval_s, read_s, draw_s, text_s; // eval_s: of all models
+    double  slept_s;                                    // what all texts of the call slept, prompts included
 } table_result;
 
 // The texts; at most `capacity` events each, those of text i from events[i * capacity] on. n_events and finish say how each
@@ -70,7 +71,10 @@ namespace {
 
 using namespace kad;
 
+double slept_s = 0;
+
 void take(double seconds) {
+    slept_s += seconds;
     if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
 }
 
@@ -303,6 +307,7 @@ struct Tables {
         result.read_s         = stats.read_s;
         result.draw_s         = sequence.draw_s;
         result.text_s         = sequence.text_s;
+        result.slept_s        = slept_s;
     }
 };
 
@@ -310,6 +315,7 @@ struct Tables {
 
 int32_t table_write(const table_run * run, table_event * events, int32_t capacity, table_result * results) {
     return guarded([&] {
+        slept_s = 0;
         Tables                                 tables(*run);
         std::vector<std::unique_ptr<Sequence>> texts;
         std::vector<Sequence *>                open;

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-// KAD_ONE_CLONE: what the compiler's flags say and nothing else, to compare and to time the clones.
+// To compare and to time the clones. KAD_ONE_CLONE: what the compiler's flags say and nothing else. KAD_UNFUSED: those for
+// machines without fused multiply-adds.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__has_attribute) && !defined(KAD_ONE_CLONE)
 #    if __has_attribute(target_clones)
 #        define KAD_CLONES __attribute__((target_clones("default", "sse4.2", "avx2", "avx512f")))
@@ -185,12 +186,19 @@ KAD_EXPONENTIALS(avx512, __attribute__((target("avx512f,fma"))), true);
 
 static const Exponentials & choose() {
     __builtin_cpu_init();
+#    if defined(KAD_UNFUSED)
+    return unfused_exponentials;
+#    endif
     if (!__builtin_cpu_supports("fma")) return unfused_exponentials;
     if (__builtin_cpu_supports("avx512f")) return avx512_exponentials;
     return __builtin_cpu_supports("avx2") ? avx2_exponentials : unfused_exponentials;
 }
 
-static const Exponentials & chosen = choose();
+// Not a constant of the file: another file's may need it first.
+static const Exponentials & chosen() {
+    static const Exponentials & found = choose();
+    return found;
+}
 #else
 #    if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 constexpr bool HAS_FMA = true;
@@ -198,22 +206,22 @@ constexpr bool HAS_FMA = true;
 constexpr bool HAS_FMA = false;
 #    endif
 KAD_EXPONENTIALS(only, , HAS_FMA);
-static const Exponentials & chosen = only_exponentials;
+static const Exponentials & chosen() { return only_exponentials; }
 #endif
 
 bool read_blocks(const float * logits, size_t n, double inverse, float * maxima, double * sums) {
-    return chosen.read(logits, n, inverse, maxima, sums);
+    return chosen().read(logits, n, inverse, maxima, sums);
 }
 
 void rescale(const float * maxima, size_t n, double max, double inverse, double * sums) {
-    chosen.rescale(maxima, n, max, inverse, sums);
+    chosen().rescale(maxima, n, max, inverse, sums);
 }
 
 void weights(const float * logits, size_t n, double max, double inverse, double scale, double * out) {
-    chosen.weigh(logits, n, max, inverse, scale, out);
+    chosen().weigh(logits, n, max, inverse, scale, out);
 }
 
-double exp_minus(double y) { return chosen.one(y); }
+double exp_minus(double y) { return chosen().one(y); }
 
 // ---- The other kernels -----------------------------------------------------------------------------------------------
 

@@ -4,8 +4,9 @@
 // bit for bit, whatever the vector width, for three reasons: sums run in LANES lanes that are added up in one order, so a
 // wider register holds more lanes and not other sums; the build sets -ffp-contract=off, so that a compiler fuses no multiply
 // and add that is not fused here; and every other operation (conversion, comparison, integer arithmetic, the maximum of
-// integers) is exact, or rounds its own operands alone. The exponential is made of fused multiply-adds where the machine has
-// them (x86-64 with FMA, aarch64): two thirds of the time, and last bits that differ from those of a machine without.
+// integers) is exact, or rounds its own operands alone. The exponential is made of fused multiply-adds where that is known to
+// be possible (x86-64 with FMA under glibc, aarch64, whatever the compiler's flags ask for): two thirds of the time, and last
+// bits that differ from those of other machines.
 //
 // Comparisons are made between integers. Without -ffast-math a compiler has to heed that comparing doubles may trap, and GCC
 // 12 then leaves a loop that selects by them scalar on AVX2: three times slower. The bits of doubles that are not negative

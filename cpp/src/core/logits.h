@@ -1,7 +1,7 @@
 // A row of logits as a distribution: its normaliser, the probability of a token, its best token, a draw.
 //
-// Sums are doubles, in a fixed order (eight lanes, blocks of BLOCK entries), so that a draw is the same whatever vector
-// instructions the machine has.
+// Sums are doubles, in a fixed order (eight lanes, blocks of BLOCK entries), so that a draw is the same however wide
+// the machine's vectors are (kernels.h).
 #pragma once
 
 #include <vector>

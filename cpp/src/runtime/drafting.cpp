@@ -264,13 +264,7 @@ bool Generator::wants_rows(Sequence & sequence) {
         any = true;
     }
     if (any || !lacks(KAD_ROLE_ALIGNED)) return any;
-    if (sequence.sides[KAD_ROLE_BASE].active && !needs_both(sequence)) {
-        // Step 2 of the draw may need no row of the aligned model.
-        decide_kept(sequence);
-        Outcome         outcome;
-        const DrawCoins coins(sequence.coins, sequence.events);
-        if (draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, sequence.now.kept, coins, outcome)) return false;
-    }
+    if (sequence.sides[KAD_ROLE_BASE].active && !needs_both(sequence) && drawn_without_aligned(sequence)) return false;
     if (sequence.now.plan.drafter == Plan::Drafter::NGram) lay(sequence, KAD_ROLE_ALIGNED);
     wants_[KAD_ROLE_ALIGNED].push_back(want(sequence, KAD_ROLE_ALIGNED));
     return true;

@@ -308,15 +308,6 @@ void Generator::draw(const Texts & texts) {
     }
 }
 
-// What reading this text's rows took so far.
-double Generator::reading_seconds(const Sequence & sequence) const {
-    double seconds = 0;
-    for (const kad_role role : ROLES) {
-        if (sequence.sides[role].active) seconds += speaker(sequence, role).count.read_s;
-    }
-    return seconds;
-}
-
 // True when the text goes on once the rows that it wants are made.
 bool Generator::draw_on(Sequence & sequence) {
     try {
@@ -334,12 +325,9 @@ bool Generator::draw_on(Sequence & sequence) {
 
 // Draws and says one event; true when the next one of this round is to be drawn.
 bool Generator::draw_next(Sequence & sequence) {
-    Said         said;
-    const auto   start = Clock::now();
-    const double read  = reading_seconds(sequence);
-    const Token  event = draw_event(sequence, said);
-    sequence.draw_s += since(start) - (reading_seconds(sequence) - read);
-    const bool more = say(sequence, event, said);
+    Said        said;
+    const Token event = timed_draw(sequence, said);
+    const bool  more  = say(sequence, event, said);
     if (more) advance_constraint(sequence, said, said.guess == 1);
     if (sequence.pacer) pace(sequence, event, said);
     ++sequence.now.said;
@@ -348,6 +336,46 @@ bool Generator::draw_next(Sequence & sequence) {
 }
 
 // ---- Drawing one event ------------------------------------------------------------------------------------------------
+
+// Adds to draw_s what passes until its end, without the passes that it makes and the rows that it reads.
+class Generator::DrawTimer {
+public:
+    DrawTimer(const Generator & generator, Sequence & sequence)
+        : generator_(generator), sequence_(sequence), elsewhere_(elsewhere()) {}
+    ~DrawTimer() { sequence_.draw_s += since(start_) - (elsewhere() - elsewhere_); }
+    DrawTimer(const DrawTimer &)             = delete;
+    DrawTimer & operator=(const DrawTimer &) = delete;
+
+private:
+    const Generator &       generator_;
+    Sequence &              sequence_;
+    const double            elsewhere_;
+    const Clock::time_point start_ = Clock::now();
+
+    double elsewhere() const {
+        double seconds = 0;
+        for (const kad_role role : ROLES) {
+            if (!sequence_.sides[role].active) continue;
+            const EvaluationCount & count = generator_.speaker(sequence_, role).count;
+            seconds += count.seconds + count.read_s;
+        }
+        return seconds;
+    }
+};
+
+Token Generator::timed_draw(Sequence & sequence, Said & said) {
+    const DrawTimer timer(*this, sequence);
+    return draw_event(sequence, said);
+}
+
+// Step 2 of the draw, which may need no row of the aligned model: is it enough?
+bool Generator::drawn_without_aligned(Sequence & sequence) {
+    const DrawTimer timer(*this, sequence);
+    decide_kept(sequence);
+    Outcome outcome;
+    return draw_without_aligned(row(sequence, KAD_ROLE_BASE).spoken, sequence.now.kept,
+                                DrawCoins(sequence.coins, sequence.events), outcome);
+}
 
 // The event at position sequence.events: section 3 with the rows of this context and the coins of this event.
 Token Generator::draw_event(Sequence & sequence, Said & said) {

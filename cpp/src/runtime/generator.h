@@ -105,7 +105,6 @@ private:
     void   choose_running(const Texts & texts);
     void   round(const Texts & texts);
     double passes_seconds() const;
-    double reading_seconds(const Sequence & sequence) const;
 
     // drafting.cpp: where guesses come from, and the passes that score them.
     void   begin_round(Sequence & sequence, size_t n_texts);
@@ -127,10 +126,13 @@ private:
     void   start_pacing(Sequence & sequence);
     void   pace(Sequence & sequence, Token event, const Said & said);
 
-    void          draw(const Texts & texts);
-    bool          draw_on(Sequence & sequence);
-    bool          draw_next(Sequence & sequence);
-    bool          needs_both(const Sequence & sequence) const;
+    void draw(const Texts & texts);
+    bool draw_on(Sequence & sequence);
+    bool draw_next(Sequence & sequence);
+    bool needs_both(const Sequence & sequence) const;
+    class DrawTimer;
+    Token         timed_draw(Sequence & sequence, Said & said);
+    bool          drawn_without_aligned(Sequence & sequence);
     Token         draw_event(Sequence & sequence, Said & said);
     Token         draw_alone(Sequence & sequence, Said & said, kad_role role);
     void          decide_kept(Sequence & sequence);

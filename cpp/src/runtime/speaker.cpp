@@ -73,7 +73,6 @@ void Speaker::took(const Piece & piece, size_t first_row, double seconds) {
     count.seconds += seconds;
     ++count.passes;
     tokens_.insert(tokens_.end(), piece.tokens, piece.tokens + piece.n);
-    const Timer timer(count.read_s);
     for (size_t i = 0; i < piece.n_rows; ++i)
         store(model().row(first_row + i), piece.at + piece.n - piece.n_rows + i + 1);
 }
@@ -96,12 +95,16 @@ void Speaker::store(float * logits, size_t length) {
     row.own         = logits;
     row.pass        = stage_.passes();
     row.over_events = false;
-    stage_.events().prepare(stage_.role(), row.own);
+    {
+        const Timer timer(count.read_s);
+        stage_.events().prepare(stage_.role(), row.own);
+    }
     if (own_rows_) own_row(row);
 }
 
 void Speaker::own_row(Row & row) {
     if (row.pass == 0) return;
+    const Timer timer(count.read_s);
     row.copy.assign(row.own, row.own + stage_.events().row_size(stage_.role()));
     row.own  = row.copy.data();
     row.pass = 0;
@@ -279,6 +282,7 @@ void Speaker::read(Row & row, uint64_t event) {
 }
 
 const Distribution & Speaker::own(Row & row) {
+    const Timer timer(count.read_s);
     restore_own(row);
     const bool shaped = reading_.shaper != nullptr;
     own_.set(shaped ? row.shaped_own.data() : row.own, stage_.events().row_size(stage_.role()), reading_.temperature,
