@@ -4,8 +4,9 @@
 
 Side by side: draft="auto" as it is, and with ngram=False, where the aligned model alone guesses. "copy" is a prompt that
 asks for a text with one word replaced, and shows that twice first: models as small as these copy nothing otherwise, and
-at temperature 1 even so they leave the text soon. "elsewhere" are the ordinary questions of running.py. `--keep` adds the
-table to docs/results.json.
+at temperature 1 even so they leave the text soon. "elsewhere" are the ordinary questions of running.py. The variants take
+turns in being first. Where the time goes stands beside it, and the limit: how much faster than without the table, if with
+it no pass of the aligned model took any time. `--keep` adds the table to docs/results.json.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def compare(kad: KadLlama, kind: str, temperature: float, given: argparse.Namesp
     cells = {name: Cell() for name in VARIANTS}
     raw = {"raw": kind == "copy"}
     for number in range(-1, given.rounds):
-        for name, keywords in VARIANTS.items():
+        for name, keywords in sorted(VARIANTS.items(), reverse=number % 2 == 0):
             run = running.Kad(kad, keywords | raw).run(
                 prompt(kind, max(0, number)), number + 1, temperature, given.tokens
             )
@@ -75,6 +76,19 @@ def compare(kad: KadLlama, kind: str, temperature: float, given: argparse.Namesp
         print(f"\r{kind}, temperature {temperature:g}: round {number + 1} of {given.rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return cells
+
+
+def milliseconds(cell: Cell) -> str:
+    """Of a token: in base passes, in aligned passes, and the rest."""
+    base, aligned = cell.total("base_eval_s"), cell.total("aligned_eval_s")
+    each = 1e3 / cell.total("tokens")
+    return " + ".join(f"{each * part:.1f}" for part in (base, aligned, cell.total("seconds") - base - aligned))
+
+
+def limit(cells: dict[str, Cell]) -> float:
+    """How much faster than without the table, if with it no pass of the aligned model took any time."""
+    least = cells["with"].total("seconds") - cells["with"].total("aligned_eval_s")
+    return cells["with"].total("tokens") / least / cells["without"].speed
 
 
 HEADER = (
@@ -87,6 +101,9 @@ HEADER = (
     "right with",
     "right without",
     "tokens per base pass",
+    "ms/token with: base + aligned + rest",
+    "without",
+    "limit",
 )
 
 
@@ -102,6 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     rows: list[list[str]] = []
     medians: dict[str, dict[str, list[float]]] = {"copy": {}, "elsewhere": {}}
+    limits: dict[str, list[float]] = {}
     for name in given.pairs.split(","):
         files = running.pair(name)
         for rule in given.rules.split(","):
@@ -116,9 +134,15 @@ def main() -> None:
                             [name, rule, f"{temperature:g}", kind, str(cells["with"].tokens), str(ratio or "-")]
                             + [f"{cell.right:.2f}" for cell in cells.values()]
                             + [" and ".join(f"{value:.2f}" for value in passes)]
+                            + [*map(milliseconds, cells.values()), f"{limit(cells):.2f}"]
                         )
+                        if kind == "copy":
+                            limits.setdefault(name, []).append(limit(cells))
+    gains = {name: statistics.median(values) for name, values in medians["copy"].items() if values}
+    most = max(gains, key=lambda name: gains[name], default="")
     facts = {
-        "copy_gain": max((statistics.median(values) for values in medians["copy"].values() if values), default=0.0),
+        "copy_gain": gains.get(most, 0.0),
+        "copy_limit": statistics.median(limits.get(most, [0.0])),
         "copy_least": min((value for values in medians["copy"].values() for value in values), default=0.0),
         "copy_loss": min((value for values in medians["elsewhere"].values() for value in values), default=0.0),
     }

@@ -127,7 +127,7 @@ def _about(store: Store, kind: str) -> str:
 def _bars(store: Store) -> str:
     rows = [list(line) for line in bars(store)]
     table = markdown(["what", "machine", "measured", "bar", "met"], rows)
-    missed = [*limits(store), *own_limits(store), *outside_limits(store)]
+    missed = [*limits(store), *own_limits(store), *outside_limits(store), *copy_limits(store)]
     return "\n\n".join(["## Bars", "Temperature 1.", table, *missed, BOUND])
 
 
@@ -223,6 +223,17 @@ def outside_limits(store: Store) -> list[str]:
                 f"{worst[1]}, {worst[2]}, {worst[column]} ms a token. In its parts: {each}."
             )
     return lines
+
+
+def copy_limits(store: Store) -> list[str]:
+    """Of each machine on which guesses from the text itself bring too little: what they could bring at most."""
+    return [
+        f"Missed on machine {letter(table['machine'])}, guesses from the text itself where they bring most, over the same "
+        f"cells as the bar: if no pass of the aligned model had taken any time with them, the gain would be "
+        f"{facts['copy_limit']:.2f}. The table below has the parts."
+        for table in store.tables
+        if "copy_limit" in (facts := table["facts"]) and facts["copy_gain"] < FACTS["copy_gain"][1]
+    ]
 
 
 Bar = tuple[str, str, str, str, str]  # what, machine, measured, bar, met
