@@ -199,7 +199,7 @@ Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
     const size_t along   = read_along(table);
     size_t       aligned = 0, offered = 0;
     const double drafted = best_aligned(aligned), taken = best_table(table, offered);
-    rate_ = std::max(drafted, taken);
+    rate_ = drafted; // of the drafts that go_on() is asked about
     // Of two guesses at a rate the larger is the more flattering one, and the table's misses come in bunches, where the text is
     // edited: its rate must be clearly the better.
     if (taken > CLEARLY * drafted) return { Plan::Drafter::NGram, offered };
