@@ -200,7 +200,7 @@ static const Exponentials & chosen() {
     return found;
 }
 #else
-#    if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#    if (defined(__FMA__) || defined(__ARM_FEATURE_FMA)) && !defined(KAD_UNFUSED)
 constexpr bool HAS_FMA = true;
 #    else
 constexpr bool HAS_FMA = false;
