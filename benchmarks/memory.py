@@ -3,9 +3,9 @@
     python benchmarks/memory.py [--pairs demo,Q8_0] [--n-ctx 4096] [--tokens 200] [--keep]
 
 Two processes per line, one after the other: one opens KadLlama and writes an answer; the other holds both models in
-llama.cpp contexts with the parameters that KadLlama gives its own, and only evaluates the same prompts. Compared is the
-peak of resident memory, which this process reads from outside (psutil) a hundred times a second. `--keep` adds the table
-to docs/results.json.
+llama.cpp contexts of the same size and batch, with attention as llama.cpp chooses, and only evaluates the same prompts.
+Compared is the peak of resident memory, which this process reads from outside (psutil) a hundred times a second. `--keep`
+adds the table to docs/results.json.
 """
 
 from __future__ import annotations

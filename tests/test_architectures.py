@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from real import DRAFTS, FEW, LAZY, MODES, PLAIN, answer, prompt_of, said
 
@@ -289,3 +290,71 @@ def _whole(data: bytes) -> bool:
         if lead < 0x80:
             return True
     return True
+
+
+# ---- Flash attention ---------------------------------------------------------------------------------------------
+# Caught here: flash attention left out where the caller chose, where a quantised cache needs it, where the scores would fill
+# memory, or in reproducible runs; and a model that says something else without it.
+
+
+def attention(kad: KadLlama) -> list[tuple[int, int]]:
+    assert kad.base is not None and kad.aligned is not None
+    return [(model.flash_attn, model.n_ubatch) for model in (kad.base, kad.aligned)]
+
+
+@pytest.mark.parametrize("architecture", REWIND + CANNOT_REWIND)
+def test_the_small_model_on_a_cpu_runs_without_flash_attention(tiny: Tiny, architecture: str) -> None:
+    """Not with a sliding window (gemma3), experts (moe), without attention (mamba), or in some layers alone (jamba)."""
+    with instance(tiny, architecture, reproducible=False) as kad:
+        assert attention(kad) == [(-1, 512), (0, 64) if architecture in ("llama", "qwen3") else (-1, 512)]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"flash_attn_type": 1}, (1, 512)),
+        ({"flash_attn_type": -1}, (-1, 512)),
+        ({"n_ubatch": 100}, (-1, 100)),
+        ({"type_k": "q8_0"}, (-1, 512)),
+        ({"type_v": "q8_0"}, (-1, 512)),
+        ({"type_k": "f32", "type_v": "f32"}, (0, 64)),
+        ({"n_batch": 8}, (0, 8)),
+    ],
+)
+def test_flash_attention_as_the_caller_wants_it(
+    tiny_pair: tuple[Path, Path], params: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    with KadLlama(*tiny_pair, n_ctx=1024, n_threads=1, aligned_params=params) as kad:
+        assert attention(kad) == [(-1, 512), expected]
+
+
+def test_reproducible_runs_keep_flash_attention(tiny_pair: tuple[Path, Path]) -> None:
+    with KadLlama(*tiny_pair, n_ctx=256, n_threads=1, reproducible=True) as kad:
+        assert attention(kad) == [(-1, 256), (-1, 256)]
+
+
+def test_scores_that_would_fill_memory(tiny: Tiny) -> None:
+    """2 heads * 64 tokens * 4 bytes are 512 bytes for each token of context: 32 MiB hold 65,536 of them."""
+    files = [tiny("llama", n_ctx=70_000, hidden=64), tiny("llama", n_ctx=70_000, hidden=64, noise=0.3)]
+    for n_ctx, expected in ((65_536, 0), (65_792, -1)):
+        with KadLlama(*files, n_ctx=n_ctx, n_threads=1) as kad:
+            assert [flash_attn for flash_attn, _ in attention(kad)] == [-1, expected]
+
+
+@pytest.mark.parametrize("architecture", REWIND)
+def test_the_same_model_without_flash_attention(tiny: Tiny, architecture: str) -> None:
+    """Log-probabilities between -5 and -20: against caches in full precision, rows without it are as near as rows with it.
+
+    Rounding K and V to half precision moves them by 0.05 to 0.09 on average in these noisy models; another attention, by
+    more than 1.
+    """
+
+    def scores(flash_attn: int, cache: str) -> np.ndarray:
+        fields = {"flash_attn_type": flash_attn, "type_k": cache, "type_v": cache}
+        with instance(tiny, architecture, reproducible=False, aligned_params=fields) as kad:
+            tokens = kad.score(prompt_of(kad, 300), "The fox went down to the river and learned to swim.").tokens
+        return np.array([token.aligned_logprob for token in tokens])
+
+    exact = scores(0, "f32")
+    without, attending = (float(np.abs(scores(on, "f16") - exact).mean()) for on in (0, 1))
+    assert len(exact) > 10 and attending < 0.2 and without < 1.25 * attending

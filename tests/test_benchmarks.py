@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import attention
 import copying
 import cost
 import cuda
@@ -576,6 +577,14 @@ def test_limit_of_guesses_from_the_text() -> None:
     cells = {"with": cell(Run(40, 2.0, 10, 10, 0.8, 1.0)), "without": cell(Run(40, 4.0, 20, 40, 2.0, 1.0))}
     assert copying.milliseconds(cells["with"]) == "20.0 + 25.0 + 5.0"
     assert copying.limit(cells) == pytest.approx(4.0)
+
+
+def test_long_prompts_are_as_long_as_they_say_and_no_two_begin_alike() -> None:
+    for words in (0, 400, 1500):
+        prompts = [attention.prompt(number, words) for number in range(6)]
+        found = {len(prompt.split()) - len(running.QUESTIONS[i].split()) for i, prompt in enumerate(prompts)}
+        assert found == {words + 4}, "and the four of its number"
+        assert len({prompt.split()[1] for prompt in prompts}) == 6
 
 
 def test_memory_of_a_tiny_pair(tiny_pair: tuple[Path, Path]) -> None:

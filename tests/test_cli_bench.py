@@ -245,10 +245,24 @@ class BenchEngine(FakeEngine):
     max_draft = 8
     reference = None
     base = SimpleNamespace(
-        path="base.gguf", n_ctx=4096, weight_bytes=3 << 20, cache_bytes=1 << 20, type_k="f16", type_v="q8_0"
+        path="base.gguf",
+        n_ctx=4096,
+        weight_bytes=3 << 20,
+        cache_bytes=1 << 20,
+        type_k="f16",
+        type_v="q8_0",
+        n_ubatch=512,
+        flash_attn=-1,
     )
     aligned = SimpleNamespace(
-        path="aligned.gguf", n_ctx=4096, weight_bytes=1 << 20, cache_bytes=1 << 20, type_k="f16", type_v="f16"
+        path="aligned.gguf",
+        n_ctx=4096,
+        weight_bytes=1 << 20,
+        cache_bytes=1 << 20,
+        type_k="f16",
+        type_v="f16",
+        n_ubatch=64,
+        flash_attn=0,
     )
 
     def prompt(self, prompt: str) -> Any:
@@ -362,10 +376,11 @@ def test_repeats_are_interleaved_and_the_first_is_not_counted(fake: type[BenchEn
 
 
 def test_models_alone_are_opened_as_the_pair_is(fake: type[BenchEngine]) -> None:
-    assert main([*LINE, "-ngl", "5", "-ngla", "6", "-b", "64", "-ctka", "q8_0", "-faa", "on"]) == 0
+    assert main([*LINE, "-ngl", "5", "-ngla", "6", "-b", "64", "-ctka", "q8_0"]) == 0
     shared = {"n_ctx": 4096, "n_threads": 2, "temperature": 1.0}
-    of_base = {"type_k": "f16", "type_v": "q8_0", "n_batch": 64}
-    of_aligned = {"type_k": "f16", "type_v": "f16", "flash_attn_type": 1}  # the types that the pair's context has
+    # What the pair's contexts have.
+    of_base = {"type_k": "f16", "type_v": "q8_0", "n_batch": 64, "n_ubatch": 512, "flash_attn_type": -1}
+    of_aligned = {"type_k": "f16", "type_v": "f16", "n_ubatch": 64, "flash_attn_type": 0}
     assert FakeAlone.made == [
         ("base.gguf", {**shared, "n_gpu_layers": 5, "params": of_base}),
         ("aligned.gguf", {**shared, "n_gpu_layers": 6, "params": of_aligned}),

@@ -114,6 +114,7 @@ def model_info() -> SimpleNamespace:
         cache_bytes=4_000_000,
         type_k="f16",
         type_v="f16",
+        flash_attn=0,
         n_ctx=2048,
         can_rewind=True,
         devices="CPU",

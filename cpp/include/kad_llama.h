@@ -343,6 +343,11 @@ typedef struct kad_model_info {
     int32_t      max_pass;            /* reproducible: most rows per pass with bit-equal results; else n_batch */
     const char * type_k;              /* "f16" */
     const char * type_v;
+    int32_t      n_ubatch;            /* tokens per physical batch */
+    int32_t      flash_attn;          /* 1 on, 0 off, -1 as llama.cpp chooses. Off, with n_ubatch 64, for a dense aligned or
+                                         reference model on a CPU with an F16 or F32 cache, where passes of a few tokens are
+                                         faster without it. Not in reproducible runs, nor where either field is given, layers have
+                                         sliding windows, or scores would take more than 32 MiB */
     const char * devices;             /* where layers lie, e.g. "CPU" or "CUDA0" */
     const char * chat_template;       /* "" when the file has none */
     int32_t      bos, eos;            /* -1 when absent */

@@ -52,7 +52,12 @@ _MOST_TEXTS = 65_536  # of one call
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One loaded model. Sizes are bytes; `max_pass` is the most rows per pass (bit-equal ones in reproducible mode)."""
+    """One loaded model. Sizes are bytes; `max_pass` is the most rows per pass (bit-equal ones in reproducible mode).
+
+    `flash_attn` is 1 (on), 0 (off) or -1 (as llama.cpp chooses); `n_ubatch` the tokens of a physical batch. On a CPU a dense
+    aligned or reference model runs without flash attention, unless the run is reproducible or the caller chose: README.md,
+    How it runs.
+    """
 
     path: str
     description: str
@@ -69,6 +74,8 @@ class ModelInfo:
     max_pass: int
     type_k: str
     type_v: str
+    n_ubatch: int
+    flash_attn: int
     devices: str
     chat_template: str
     bos: int
@@ -327,6 +334,8 @@ class KadLlama:
             info.max_pass,
             text(info.type_k),
             text(info.type_v),
+            info.n_ubatch,
+            info.flash_attn,
             text(info.devices),
             text(info.chat_template),
             info.bos,

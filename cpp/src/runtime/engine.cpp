@@ -205,6 +205,8 @@ Engine::Engine(const EngineOptions & options) : options_(options) {
         context.n_threads = options.n_threads;
         context.n_slots   = texts_of(options);
         context.separate  = options.reproducible;
+        // Drafting and deciding take short passes of the small models. Reproducible runs are paid in bits, not in speed.
+        context.short_passes = !options.reproducible && role != KAD_ROLE_BASE;
         if (options.reproducible) {
             if (options.max_pass[role] == 0) {
                 const PassInfo measured =

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <thread>
@@ -261,6 +262,39 @@ static int32_t physical_cores() {
     return std::max(1, logical > 4 ? logical / 2 : logical); // llama.cpp's own rule of thumb
 }
 
+// Does the backend know of CPUs alone?
+static bool cpu_only() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        if (ggml_backend_dev_type(ggml_backend_dev_get(i)) != GGML_BACKEND_DEVICE_TYPE_CPU) return false;
+    }
+    return true;
+}
+
+// A number of the model's header that holds for every layer; 0 where there is none, or each layer has its own.
+static int64_t of_every_layer(const llama_model * model, const std::string & name) {
+    char value[32] = "";
+    return llama_model_meta_val_str(model, name.c_str(), value, sizeof value) < 0 ? 0 : std::strtoll(value, nullptr, 10);
+}
+
+// On a CPU ggml's flash attention takes 64 queries at a time; in shorter passes each query goes through the cache by itself, which
+// takes the longer the text is. Without it the scores lie in memory, n_head rows for each token of a physical batch: so that
+// holds 64 tokens, which dense models on a CPU take no longer for. All stays as llama.cpp has it where the caller chose; where V
+// needs flash attention, being quantised; where scores would take more than 32 MiB; with sliding windows, whose masked cells
+// flash attention alone passes over; and with layers of several widths or experts.
+static void prefer_short_passes(const ModelOptions & options, const llama_model * model, const std::string & architecture,
+                                llama_context_params & params) {
+    constexpr int64_t PHYSICAL_BATCH = 64, MOST_BYTES = 32 << 20;
+    const auto        plain = [](ggml_type type) { return type == GGML_TYPE_F16 || type == GGML_TYPE_F32; };
+    const int64_t     heads = of_every_layer(model, architecture + ".attention.head_count");
+    if (options.has("flash_attn_type") || options.has("n_ubatch") || !cpu_only()) return;
+    if (!plain(params.type_k) || !plain(params.type_v) || llama_model_n_swa(model) > 0) return;
+    if (heads <= 0 || of_every_layer(model, architecture + ".attention.head_count_kv") <= 0) return;
+    if (of_every_layer(model, architecture + ".expert_count") > 0) return;
+    if (heads * int64_t(params.n_ctx) * PHYSICAL_BATCH * int64_t(sizeof(float)) > MOST_BYTES) return;
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.n_ubatch        = std::min<uint32_t>(params.n_ubatch, PHYSICAL_BATCH);
+}
+
 void LlamaModel::make_context(const ContextOptions & options, bool verbose, const std::atomic<bool> * cancel) {
     free_context();
     llama_model_params   model  = llama_model_default_params();
@@ -285,6 +319,7 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     params.no_perf       = true;
     params.embeddings    = false;
     cancel_              = cancel;
+    if (options.short_passes) prefer_short_passes(options_, model_, architecture_, params);
     if (cancel) {
         params.abort_callback      = abort_requested;
         params.abort_callback_data = const_cast<std::atomic<bool> *>(cancel);
@@ -314,6 +349,7 @@ void LlamaModel::make_context(const ContextOptions & options, bool verbose, cons
     type_v_      = params.type_v;
     type_k_name_ = ggml_type_name(params.type_k);
     type_v_name_ = ggml_type_name(params.type_v);
+    flash_attn_  = params.flash_attn_type;
     devices_.clear();
     const bool offload = llama_supports_gpu_offload() && options_.n_gpu_layers != 0;
     for (size_t i = 0; offload && i < ggml_backend_dev_count(); ++i) {
@@ -511,6 +547,8 @@ void LlamaModel::describe(kad_model_info & info) const {
     info.max_pass      = int32_t(n_batch_);
     info.type_k        = type_k_name_.c_str();
     info.type_v        = type_v_name_.c_str();
+    info.n_ubatch      = context_ ? int32_t(llama_n_ubatch(context_)) : 0;
+    info.flash_attn    = flash_attn_;
     info.devices       = devices_.c_str();
     info.chat_template = chat_template_.c_str();
     info.bos           = llama_vocab_bos(vocab_);

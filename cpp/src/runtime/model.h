@@ -35,6 +35,9 @@ struct ContextOptions {
     int32_t  n_threads = 0;     // 0 = physical cores
     int32_t  type_k    = -1;    // a ggml_type; -1 = the field, or llama.cpp's default
     int32_t  type_v    = -1;
+
+    // Passes of a few tokens are what counts: flash attention is left out where they are faster without it. It changes last bits.
+    bool short_passes = false;
 };
 
 class LlamaModel : public LanguageModel, public Vocabulary {
@@ -93,7 +96,7 @@ private:
     std::vector<int32_t>      wanted_rows_; // of the last pass: where in its batch each row lies
     uint32_t                  n_ctx_train_ = 0;
     bool                      can_rewind_  = true;
-    int32_t                   type_k_ = -1, type_v_ = -1;
+    int32_t                   type_k_ = -1, type_v_ = -1, flash_attn_ = -1;
     const std::atomic<bool> * cancel_ = nullptr;
     std::unique_ptr<Workers>  workers_;
 

@@ -157,7 +157,7 @@ def _memory(info: Any) -> int:
 
 
 def _open_alone(info: Any, arguments: argparse.Namespace, aligned: bool) -> ModelAlone:
-    """Open a model of the pair a second time, with the threads, context and cache types that it has there."""
+    """Open a model of the pair a second time, with the threads, context, cache types and attention that it has there."""
     from kad_llama.cli.alone import ModelAlone
     from kad_llama.files import default_threads
 
@@ -169,7 +169,7 @@ def _open_alone(info: Any, arguments: argparse.Namespace, aligned: bool) -> Mode
         temperature=arguments.temp,
         n_gpu_layers=arguments.ngla if aligned else arguments.n_gpu_layers,
         params=flags.model_params(arguments, "_aligned" if aligned else "")
-        | {"type_k": info.type_k, "type_v": info.type_v},
+        | {"type_k": info.type_k, "type_v": info.type_v, "n_ubatch": info.n_ubatch, "flash_attn_type": info.flash_attn},
     )
 
 
