@@ -37,7 +37,9 @@ def prompt(number: int, words: int) -> str:
     return f"Text {number} of {words}. {' '.join(texts[:words])} {running.QUESTIONS[number % len(running.QUESTIONS)]}"
 
 
-def compare(pairs: dict[str, KadLlama], words: int, given: argparse.Namespace) -> tuple[dict[str, dict[str, Cell]], float]:
+def compare(
+    pairs: dict[str, KadLlama], words: int, given: argparse.Namespace
+) -> tuple[dict[str, dict[str, Cell]], float]:
     """Cells by mode and variant, and how much longer the prompt takes without; the first round warms up."""
     cells = {mode: {name: Cell() for name in VARIANTS} for mode in MODES}
     longer = []
