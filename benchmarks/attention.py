@@ -66,6 +66,7 @@ HEADER = (
     "mode",
     "positions",
     "without flash attention over as llama.cpp chooses",
+    "base passes, ms/token",
     "aligned passes, ms/token",
     "time for both prompts",
 )
@@ -95,10 +96,13 @@ def main() -> None:
                 found, longer = compare(pairs, words, given)
                 for mode, cells in found.items():
                     ratio = results.ratio(cells["without"], cells["as llama.cpp"])
-                    each = [1e3 * cell.total("aligned_eval_s") / cell.total("tokens") for cell in cells.values()]
+                    parts = [
+                        " and ".join(f"{1e3 * cell.total(part) / cell.total('tokens'):.1f}" for cell in cells.values())
+                        for part in ("base_eval_s", "aligned_eval_s")
+                    ]
                     tokens = cells["without"].tokens
                     rows.append([name, rule, str(words), mode, str(tokens), str(ratio or "-")])
-                    rows[-1] += [" and ".join(f"{value:.1f}" for value in each), f"{longer:.2f}"]
+                    rows[-1] += [*parts, f"{longer:.2f}"]
             for kad in pairs.values():
                 kad.close()
     common.show(given, "attention", "The aligned model without flash attention", HEADER, rows)

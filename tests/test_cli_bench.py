@@ -184,6 +184,7 @@ def test_advice_leaves_auto() -> None:
     [
         ((22, 22, 22), "set --draft 7"),
         ((22, 22, 17), "leave --draft at auto"),  # not in every repeat
+        ((22, 22), "leave --draft at auto"),  # in too few repeats
         ((19.5, 19.5, 19.5), "leave --draft at auto"),  # hardly faster
     ],
 )
