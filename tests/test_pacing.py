@@ -252,6 +252,9 @@ def test_table_by_hand(core: law.Core) -> None:
     assert guess(core, [1, 2, 3, 4, 5, 1, 2, 3], 2) == ([4, 5], [1, 1])
     assert guess(core, [9, 2, 3, 4, 5, 1, 2, 3], 2)[1] == [0, 0]  # only two events match
     assert guess(core, [1, 2, 3, 4, 7, 1, 2, 3, 5, 8, 1, 2, 3], 1)[0] == [5]  # the latest
+    assert guess(core, [7, 1, 2, 3, 4, 8, 1, 2, 3, 5, 7, 1, 2, 3], 1)[0] == [
+        4
+    ]  # an earlier one, as 7 stands before it too
     assert guess(core, [1, 2, 1, 2, 1, 2], 5)[0] == [1, 2, 1, 2, 1]  # along its own guesses
     assert guess(core, [1, 2, -1, 1, 2, -1, 1, 2]) == ([], [])  # nothing is guessed through what cannot be said
     assert guess(core, [0, 0, 0, 0], 3)[0] == [0, 0, 0]
@@ -262,12 +265,19 @@ def slow_guess(events: list[int], most: int) -> list[int]:
         if len(events) < n or -1 in events[-n:]:
             continue
         places = [i for i in range(n, len(events)) if events[i - n : i] == events[-n:]]
-        if places and events[places[-1]] != -1:
+        places = [i for i in (places[-8:] if n == 3 else places[-1:]) if events[i] != -1]
+        if places:
+            at = max(places, key=lambda i: (agree(events, i) if n == 3 else 0, i))
             walk = events[:]
-            while len(walk) < len(events) + most and walk[places[-1] + len(walk) - len(events)] != -1:
-                walk.append(walk[places[-1] + len(walk) - len(events)])
+            while len(walk) < len(events) + most and walk[at + len(walk) - len(events)] != -1:
+                walk.append(walk[at + len(walk) - len(events)])
             return walk[len(events) :]
     return []
+
+
+def agree(events: list[int], at: int) -> int:
+    """How many events before `at` are those at the end, 32 at most."""
+    return next((n for n in range(min(32, at)) if events[at - 1 - n] != events[-1 - n]), min(32, at))
 
 
 @given(events=st.lists(st.integers(-1, 3), max_size=60), most=st.integers(1, 20))

@@ -1,6 +1,11 @@
 #include "ngram.h"
 
+#include <algorithm>
+
 namespace kad {
+
+static constexpr int    PLACES  = 8;  // of three events, that are looked at
+static constexpr size_t CONTEXT = 32; // events back, at most
 
 // Of the last n <= 3 events; 0 where there are none to go by. Ids are below 2^21 - 1, so that each key is an n-gram's own.
 uint64_t NGramTable::key(size_t n) const {
@@ -35,7 +40,23 @@ void NGramTable::learn(Places & places, size_t n, Token next) {
     Place &    place = places.find(which);
     const bool same  = place.key != 0 && events_[place.at] == next;
     places.used += place.key == 0;
+    if (n == 3) before_.back() = place.key != 0 ? place.at : 0;
     place = { which, uint32_t(events_.size()), same ? place.runs + 1 : 1 };
+}
+
+// Of the last places of three events, from `at` on back: the one whose context agrees the furthest, 0 for none.
+uint32_t NGramTable::furthest(uint32_t at) const {
+    uint32_t found = 0;
+    size_t   most  = 0;
+    for (int i = 0; i < PLACES && at > 0; ++i, at = before_[at]) {
+        if (events_[at] == NOTHING) continue;
+        size_t n = 0;
+        while (n < std::min<size_t>(CONTEXT, at) && events_[at - 1 - n] == events_[events_.size() - 1 - n]) ++n;
+        if (n <= most) continue;
+        most  = n;
+        found = at;
+    }
+    return found;
 }
 
 // The longest match that there is.
@@ -43,8 +64,9 @@ NGramTable::Place NGramTable::best(int & match) const {
     for (size_t n = 3; n >= 2; --n) {
         const uint64_t which = key(n);
         if (which == 0) continue;
-        const Place & place = (n == 3 ? triples_ : pairs_).find(which);
-        if (place.key == 0 || events_[place.at] == NOTHING) continue;
+        Place place = (n == 3 ? triples_ : pairs_).find(which);
+        if (place.key != 0 && n == 3) place.at = furthest(place.at);
+        if (place.key == 0 || place.at == 0 || events_[place.at] == NOTHING) continue;
         match = n == 2 ? 0 : streak_ >= 2 ? 3 : place.runs >= 2 ? 2 : 1;
         return place;
     }
@@ -54,6 +76,7 @@ NGramTable::Place NGramTable::best(int & match) const {
 void NGramTable::append(Token event) {
     int         match;
     const Place guessed = best(match);
+    before_.push_back(0);
     if (guessed.key != 0) streak_ = events_[guessed.at] == event ? streak_ + 1 : 0;
     learn(triples_, 3, event);
     learn(pairs_, 2, event);

@@ -1,7 +1,9 @@
 // Guesses without a model: what followed the last events where they stood before, in prompt and text.
 //
 // Adaptive: learnt as the text goes on, from it alone. Where the last three events (or two) have stood together before, what
-// followed them last is guessed; further guesses walk on along that earlier place, and along themselves.
+// followed them there is guessed: of the last few places of three, at the one whose earlier events agree the furthest back (so an
+// edit that was made before is made again), the latest of those; of two, at the latest. Further guesses walk on along that
+// place, and along themselves.
 #pragma once
 
 #include <vector>
@@ -43,12 +45,14 @@ private:
         void    grow();
     };
 
-    std::vector<Token> events_;
+    std::vector<Token>    events_;
+    std::vector<uint32_t> before_; // by position: where the three events before it stood before that, 0 = nowhere
     mutable Places     pairs_, triples_;
     size_t             streak_ = 0; // guesses that were right in a row
 
     uint64_t key(size_t n) const;
     Place    best(int & match) const;
+    uint32_t furthest(uint32_t at) const;
     void     learn(Places & places, size_t n, Token next);
 };
 
