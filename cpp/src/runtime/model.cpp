@@ -273,7 +273,8 @@ static bool cpu_only() {
 // A number of the model's header that holds for every layer; 0 where there is none, or each layer has its own.
 static int64_t of_every_layer(const llama_model * model, const std::string & name) {
     char value[32] = "";
-    return llama_model_meta_val_str(model, name.c_str(), value, sizeof value) < 0 ? 0 : std::strtoll(value, nullptr, 10);
+    return llama_model_meta_val_str(model, name.c_str(), value, sizeof value) < 0 ? 0
+                                                                                  : std::strtoll(value, nullptr, 10);
 }
 
 // On a CPU ggml's flash attention takes 64 queries at a time; in shorter passes each query goes through the cache by itself, which
@@ -281,8 +282,8 @@ static int64_t of_every_layer(const llama_model * model, const std::string & nam
 // holds 64 tokens, which dense models on a CPU take no longer for. All stays as llama.cpp has it where the caller chose; where V
 // needs flash attention, being quantised; where scores would take more than 32 MiB; with sliding windows, whose masked cells
 // flash attention alone passes over; and with layers of several widths or experts.
-static void prefer_short_passes(const ModelOptions & options, const llama_model * model, const std::string & architecture,
-                                llama_context_params & params) {
+static void prefer_short_passes(const ModelOptions & options, const llama_model * model,
+                                const std::string & architecture, llama_context_params & params) {
     constexpr int64_t PHYSICAL_BATCH = 64, MOST_BYTES = 32 << 20;
     const auto        plain = [](ggml_type type) { return type == GGML_TYPE_F16 || type == GGML_TYPE_F32; };
     const int64_t     heads = of_every_layer(model, architecture + ".attention.head_count");

@@ -47,8 +47,8 @@ private:
 
     std::vector<Token>    events_;
     std::vector<uint32_t> before_; // by position: where the three events before it stood before that, 0 = nowhere
-    mutable Places     pairs_, triples_;
-    size_t             streak_ = 0; // guesses that were right in a row
+    mutable Places        pairs_, triples_;
+    size_t                streak_ = 0; // guesses that were right in a row
 
     uint64_t key(size_t n) const;
     Place    best(int & match) const;
