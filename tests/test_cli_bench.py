@@ -232,6 +232,7 @@ def test_no_advice_without_a_comparison() -> None:
 
 MS = {"plain": 12, "lazy": 11, "draft 1": 8, "draft 2": 6, "draft 3": 5, "draft 4": 5.1, "draft 7": 6, "auto": 5.2}
 BASE_MS, ALIGNED_MS = 10, 1
+SIZES: dict[str, Any] = {"n_ctx": 4096, "cache_bytes": 1 << 20, "type_k": "f16"}  # of both models
 
 
 class BenchEngine(FakeEngine):
@@ -245,25 +246,9 @@ class BenchEngine(FakeEngine):
 
     max_draft = 8
     reference = None
-    base = SimpleNamespace(
-        path="base.gguf",
-        n_ctx=4096,
-        weight_bytes=3 << 20,
-        cache_bytes=1 << 20,
-        type_k="f16",
-        type_v="q8_0",
-        n_ubatch=512,
-        flash_attn=-1,
-    )
+    base = SimpleNamespace(**SIZES, path="base.gguf", weight_bytes=3 << 20, type_v="q8_0", n_ubatch=512, flash_attn=-1)
     aligned = SimpleNamespace(
-        path="aligned.gguf",
-        n_ctx=4096,
-        weight_bytes=1 << 20,
-        cache_bytes=1 << 20,
-        type_k="f16",
-        type_v="f16",
-        n_ubatch=64,
-        flash_attn=0,
+        **SIZES, path="aligned.gguf", weight_bytes=1 << 20, type_v="f16", n_ubatch=64, flash_attn=0
     )
 
     def prompt(self, prompt: str) -> Any:
@@ -377,9 +362,9 @@ def test_repeats_are_interleaved_and_the_first_is_not_counted(fake: type[BenchEn
 
 
 def test_models_alone_are_opened_as_the_pair_is(fake: type[BenchEngine]) -> None:
-    assert main([*LINE, "-ngl", "5", "-ngla", "6", "-b", "64", "-ctka", "q8_0"]) == 0
+    assert main([*LINE, "-ngl", "5", "-ngla", "6", "-b", "64", "-ctka", "q8_0", "-faa", "on"]) == 0
     shared = {"n_ctx": 4096, "n_threads": 2, "temperature": 1.0}
-    # What the pair's contexts have.
+    # What the pair's contexts have, whatever the flags say.
     of_base = {"type_k": "f16", "type_v": "q8_0", "n_batch": 64, "n_ubatch": 512, "flash_attn_type": -1}
     of_aligned = {"type_k": "f16", "type_v": "f16", "n_ubatch": 64, "flash_attn_type": 0}
     assert FakeAlone.made == [

@@ -252,9 +252,17 @@ def test_table_by_hand(core: law.Core) -> None:
     assert guess(core, [1, 2, 3, 4, 5, 1, 2, 3], 2) == ([4, 5], [1, 1])
     assert guess(core, [9, 2, 3, 4, 5, 1, 2, 3], 2)[1] == [0, 0]  # only two events match
     assert guess(core, [1, 2, 3, 4, 7, 1, 2, 3, 5, 8, 1, 2, 3], 1)[0] == [5]  # the latest
-    assert guess(core, [7, 1, 2, 3, 4, 8, 1, 2, 3, 5, 7, 1, 2, 3], 1)[0] == [
-        4
-    ]  # an earlier one, as 7 stands before it too
+    # An earlier place, as 7 stands before it too; and how often the latest ones were followed by 5 says nothing of it.
+    said = [1, 2, 3, 4, 8, 1, 2, 3, 5, 9, 1, 2, 3, 5, 7, 1, 0, 7, 1, 2, 3]
+    assert guess(core, [7, *said], 1) == ([4], [1])
+    assert guess(core, [6, *said], 1) == ([5], [2])
+    for others, expected in ((7, 4), (8, 5)):  # of the last eight places
+        between = [event for i in range(others) for event in (20 + i, 1, 2, 3, 5)]
+        assert guess(core, [7, 1, 2, 3, 4, *between, 7, 1, 2, 3], 1)[0] == [expected]
+    assert guess(core, [1, 2, 3, 4, 1, 2, 3, -1, 1, 2, 3], 1)[0] == [4]  # the latest that can be said
+    same = list(range(10, 42))  # a context further back than 32 events counts for no more
+    assert guess(core, [7, *same, 4, 8, *same, 5, 7, *same], 1)[0] == [5]
+    assert guess(core, [7, *same[1:], 4, 8, *same[1:], 5, 7, *same[1:]], 1)[0] == [4]
     assert guess(core, [1, 2, 1, 2, 1, 2], 5)[0] == [1, 2, 1, 2, 1]  # along its own guesses
     assert guess(core, [1, 2, -1, 1, 2, -1, 1, 2]) == ([], [])  # nothing is guessed through what cannot be said
     assert guess(core, [0, 0, 0, 0], 3)[0] == [0, 0, 0]

@@ -279,7 +279,7 @@ static int64_t of_every_layer(const llama_model * model, const std::string & nam
 
 // On a CPU ggml's flash attention takes 64 queries at a time; in shorter passes each query goes through the cache by itself, which
 // takes the longer the text is. Without it the scores lie in memory, n_head rows for each token of a physical batch: so that
-// holds 64 tokens, which dense models on a CPU take no longer for. All stays as llama.cpp has it where the caller chose; where V
+// holds 64 tokens, for which a dense model took no longer than for 512. All stays as llama.cpp has it where the caller chose; where V
 // needs flash attention, being quantised; where scores would take more than 32 MiB; with sliding windows, whose masked cells
 // flash attention alone passes over; and with layers of several widths or experts.
 static void prefer_short_passes(const ModelOptions & options, const llama_model * model,

@@ -40,7 +40,7 @@ void NGramTable::learn(Places & places, size_t n, Token next) {
     Place &    place = places.find(which);
     const bool same  = place.key != 0 && events_[place.at] == next;
     places.used += place.key == 0;
-    if (n == 3) before_.back() = place.key != 0 ? place.at : 0;
+    if (n == 3) before_.back() = place.at;
     place = { which, uint32_t(events_.size()), same ? place.runs + 1 : 1 };
 }
 
@@ -65,8 +65,12 @@ NGramTable::Place NGramTable::best(int & match) const {
         const uint64_t which = key(n);
         if (which == 0) continue;
         Place place = (n == 3 ? triples_ : pairs_).find(which);
-        if (place.key != 0 && n == 3) place.at = furthest(place.at);
-        if (place.key == 0 || place.at == 0 || events_[place.at] == NOTHING) continue;
+        if (n == 3) {
+            const uint32_t at = furthest(place.at);
+            if (events_[at] != events_[place.at]) place.runs = 1; // what the latest ones were followed by
+            place.at = at;
+        }
+        if (place.at == 0 || events_[place.at] == NOTHING) continue;
         match = n == 2 ? 0 : streak_ >= 2 ? 3 : place.runs >= 2 ? 2 : 1;
         return place;
     }

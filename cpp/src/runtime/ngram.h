@@ -33,7 +33,7 @@ private:
     // Where an n-gram stood last: the position of what followed it, and how often the same event did so in a row.
     struct Place {
         uint64_t key  = 0; // 0 = an empty place
-        uint32_t at   = 0;
+        uint32_t at   = 0; // never the first event's, which nothing stands before
         uint32_t runs = 0;
     };
     // Open addressing; a power of two, at most half full.
