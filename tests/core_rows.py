@@ -118,6 +118,22 @@ def draw(core: law.Core, pair: Pair, coins: NDArray[np.float64]) -> NDArray[np.i
     return out
 
 
+def redraw(core: law.Core, pair: Pair, ok: NDArray[np.bool_], coins: NDArray[np.float64]) -> NDArray[np.int32]:
+    """As `draw`, among the events with ok; the redraw makes neither proposals nor corrections. -9 where it says nothing."""
+    given, _keep = struct(core, pair)
+    out = np.full((len(coins), 4), -9, dtype=np.int32)
+    allowed, result = np.ascontiguousarray(ok, np.uint8), law.pointer(core, out, "rows_outcome *")
+    drawn = core.lib.rows_redraw(
+        given,
+        law.pointer(core, allowed, "uint8_t *"),
+        law.pointer(core, coins, "double *"),
+        len(coins),
+        result,
+    )
+    law.check(core, drawn)
+    return out
+
+
 def allocations(core: law.Core, pair: Pair, coins: NDArray[np.float64]) -> int:
     given, _keep = struct(core, pair)
     return int(core.lib.rows_allocations(given, law.pointer(core, coins, "double *"), len(coins)))

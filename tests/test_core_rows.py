@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,28 @@ def edge_check(core: law.Core) -> list[str]:
     return wrong
 
 
+def redraw_check(core: law.Core) -> list[str]:
+    """A redraw takes what is allowed and possible, by coins at either end; nothing where there is none."""
+    ends = (0.0, 2.0**-53, 1 - 2.0**-53)
+    coins = np.array([(*three, 0.5) for three in product(ends, repeat=3)])
+    wrong = []
+    for k in range(40):
+        rng = np.random.default_rng(k)
+        base, aligned = rng.normal(0, 2, (2, 40)).astype(np.float32)
+        base[rng.random(40) < 0.3] = -np.inf
+        ok = rng.random(40) < 0.4
+        ok[0], ok[1 + np.argmax(base[1:])] = False, True
+        # pi is the aligned model's law, where nothing is kept: then no residual is left; a mixture; the base's.
+        for rule, threshold in (("dual", 1.0), ("dual", 0.1), ("base", 0.0)):
+            pair = Pair(Row(base), Row(aligned), law.Case(base, aligned, rule, threshold))
+            possible = ok & (core_rows.read(core, pair).pi > 0)
+            said = core_rows.redraw(core, pair, ok, coins)[:, 0]
+            wrong += [] if possible[said].all() else [f"row {k}, {rule} {threshold}: {said[~possible[said]]}"]
+            none = core_rows.redraw(core, pair, np.zeros(40, bool), coins)[:, 0]
+            wrong += [] if (none == -9).all() else [f"row {k}, {rule} {threshold}: something of nothing"]
+    return wrong
+
+
 SAID_BY = ("base", "aligned", "joint")
 PLACE = "out[size_t(*v) - at] = some[v - first];"
 MISTAKES = [
@@ -398,10 +421,13 @@ MISTAKES = [
     ("a kept token of probability zero", "draw", "coins.acceptance < p.", "coins.acceptance <= p.", edge_check),
     ("a speaker who could not", "draw", "coin < base ?", "coin <= base ?", edge_check),
     ("a small mass that is none", "mixture", "0x1.0p-52", "0x1.0p-36", edge_check),
+    ("a redraw that is left without a token", "draw", "if (y < 0) y =", "if (y < 0) y = 0 *", redraw_check),
+    ("a redraw of what cannot be", "draw", "* z < target", "* z <= target", redraw_check),
+    ("a redraw of nothing", "draw", "if (!(z > 0)) return false;", "", redraw_check),
     ("a draw behind a block's end", "logits", "sum > target && terms[i] > 0", "sum > target", edge_check),
     ("candidates made anew", "deferral", "thread_local Candidates", "Candidates", allocation_check),
 ]
-CHECKS = (support_check, nucleus_check, total_check, allocation_check, sharing_check, rounding_check, edge_check)
+CHECKS = (support_check, nucleus_check, total_check, allocation_check, sharing_check, rounding_check, edge_check, redraw_check)
 MUTANTS = [Mutant(name, ((f"core/{file}.cpp", *texts),), check) for name, file, *texts, check in MISTAKES]
 
 

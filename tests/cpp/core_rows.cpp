@@ -41,6 +41,8 @@ typedef struct rows_outcome {
 
 int32_t rows_read(const rows_pair * pair, rows_law * out);
 int32_t rows_draw(const rows_pair * pair, const double * coins, size_t n_draws, rows_outcome * out); // four coins each
+// The redraw among the events with ok; where none of them can be said, out is left as it is.
+int32_t rows_redraw(const rows_pair * pair, const uint8_t * ok, const double * coins, size_t n_draws, rows_outcome * out);
 // A row's normaliser relative to its largest logit, and exp(-y) as the core has it.
 double rows_total(const float * logits, size_t n, double temperature);
 void   rows_exp(const double * y, size_t n, double * out);
@@ -111,12 +113,17 @@ struct Pair {
     }
 };
 
-rows_outcome draw_once(const Mixture & pi, const double * coins) {
+DrawCoins coins_of(const double * coins) {
     DrawCoins c;
-    c.proposal        = coins[0];
-    c.acceptance      = coins[1];
-    c.residual        = coins[2];
-    c.source          = coins[3];
+    c.proposal   = coins[0];
+    c.acceptance = coins[1];
+    c.residual   = coins[2];
+    c.source     = coins[3];
+    return c;
+}
+
+rows_outcome draw_once(const Mixture & pi, const double * coins) {
+    const DrawCoins c = coins_of(coins);
     const Token   x   = pi.aligned().draw(c.proposal);
     const Outcome y   = draw(pi, x, c);
     const bool    any = pi.kept().extent != KeptSet::Extent::Nothing || pi.alpha() == 0;
@@ -159,6 +166,19 @@ int32_t rows_draw(const rows_pair * pair, const double * coins, size_t n_draws, 
         Pair          at(*pair);
         const Mixture pi = at.read(*pair);
         for (size_t i = 0; i < n_draws; ++i) out[i] = draw_once(pi, coins + 4 * i);
+    });
+}
+
+int32_t rows_redraw(const rows_pair * pair, const uint8_t * ok, const double * coins, size_t n_draws,
+                    rows_outcome * out) {
+    return guarded([&] {
+        Pair                       at(*pair);
+        const Mixture              pi = at.read(*pair);
+        const std::vector<uint8_t> allowed(ok, ok + pi.size());
+        for (size_t i = 0; i < n_draws; ++i) {
+            Outcome outcome;
+            if (redraw(pi, allowed, coins_of(coins + 4 * i), outcome)) out[i] = { outcome.token, -1, outcome.source, -1 };
+        }
     });
 }
 
