@@ -42,7 +42,8 @@ typedef struct rows_outcome {
 int32_t rows_read(const rows_pair * pair, rows_law * out);
 int32_t rows_draw(const rows_pair * pair, const double * coins, size_t n_draws, rows_outcome * out); // four coins each
 // The redraw among the events with ok; where none of them can be said, out is left as it is.
-int32_t rows_redraw(const rows_pair * pair, const uint8_t * ok, const double * coins, size_t n_draws, rows_outcome * out);
+int32_t rows_redraw(const rows_pair * pair, const uint8_t * ok, const double * coins, size_t n_draws,
+                    rows_outcome * out);
 // A row's normaliser relative to its largest logit, and exp(-y) as the core has it.
 double rows_total(const float * logits, size_t n, double temperature);
 void   rows_exp(const double * y, size_t n, double * out);
@@ -123,10 +124,10 @@ DrawCoins coins_of(const double * coins) {
 }
 
 rows_outcome draw_once(const Mixture & pi, const double * coins) {
-    const DrawCoins c = coins_of(coins);
-    const Token   x   = pi.aligned().draw(c.proposal);
-    const Outcome y   = draw(pi, x, c);
-    const bool    any = pi.kept().extent != KeptSet::Extent::Nothing || pi.alpha() == 0;
+    const DrawCoins c   = coins_of(coins);
+    const Token     x   = pi.aligned().draw(c.proposal);
+    const Outcome   y   = draw(pi, x, c);
+    const bool      any = pi.kept().extent != KeptSet::Extent::Nothing || pi.alpha() == 0;
     return { y.token, x, y.source, any ? pi.draw_residual(c.residual) : -1 };
 }
 
@@ -177,7 +178,8 @@ int32_t rows_redraw(const rows_pair * pair, const uint8_t * ok, const double * c
         const std::vector<uint8_t> allowed(ok, ok + pi.size());
         for (size_t i = 0; i < n_draws; ++i) {
             Outcome outcome;
-            if (redraw(pi, allowed, coins_of(coins + 4 * i), outcome)) out[i] = { outcome.token, -1, outcome.source, -1 };
+            if (redraw(pi, allowed, coins_of(coins + 4 * i), outcome))
+                out[i] = { outcome.token, -1, outcome.source, -1 };
         }
     });
 }
