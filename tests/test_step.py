@@ -6,6 +6,7 @@ pi), so equal texts are the exact law of the step, draft by draft, without sampl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,27 @@ def test_the_guess_is_the_aligned_models_own_draw(core: law.Core) -> None:
         run = replace(step.same_words(seed), rule="base", max_tokens=30)
         _, counts = step.write(core, replace(run, aligned=run.base), step.SPECULATIVE, 5)
         assert counts.accepted == counts.drafted
+
+
+@pytest.mark.parametrize("make", [step.same_words, step.other_words])
+def test_at_temperature_0_the_bases_best_token_is_enough(core: law.Core, make: Callable[[int], step.Run]) -> None:
+    """Rule base never asks the aligned model then, nudging where it defers; above 0 both run plain. The text stands."""
+    asked = dict.fromkeys(("base", "nudging", "primal", "bet"), 0)
+    for rule in asked:
+        for seed in range(12):
+            run = replace(make(seed), rule=rule, threshold=None, temperature=0.0, max_tokens=20)
+            events, counts = step.write(core, run, step.LAZY)
+            assert events == step.expected(run)
+            assert counts.mode == (step.PLAIN if rule == "bet" else step.LAZY)
+            asked[rule] += counts.aligned_passes
+            for mode, draft in ((step.PLAIN, 3), (step.SPECULATIVE, 3), (step.AUTO, 8)):
+                assert step.write(core, run, mode, draft)[0] == events
+            warm = replace(run, temperature=0.5)
+            lazy = rule == "primal"
+            assert step.write(core, warm, step.LAZY)[1].mode == (step.LAZY if lazy else step.PLAIN)
+            _, described = step.write_events(core, run, step.LAZY, logprobs=True)
+            assert described.mode == step.PLAIN
+    assert asked["base"] == 0 < asked["nudging"] < asked["bet"]
 
 
 def test_lazy_asks_the_aligned_model_less(core: law.Core) -> None:

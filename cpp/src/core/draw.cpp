@@ -5,9 +5,11 @@
 namespace kad {
 
 bool draw_without_aligned(const Distribution & p, const KeptSet & kept, const DrawCoins & coins, Outcome & outcome) {
-    if (kept.extent != KeptSet::Extent::Some || kept.ids.size() != 1) return false;
-    const Token v = kept.ids[0];
-    if (!(coins.acceptance < p.probability(v))) return false;
+    const bool one    = kept.extent == KeptSet::Extent::Some && kept.ids.size() == 1;
+    const bool greedy = p.temperature() == 0 && kept.contains(p.top());
+    if (!one && !greedy) return false;
+    const Token v = greedy ? p.top() : kept.ids[0];
+    if (!greedy && !(coins.acceptance < p.probability(v))) return false;
     outcome = { v, KAD_SOURCE_BASE };
     return true;
 }

@@ -32,7 +32,12 @@ struct Outcome {
     kad_source source;
 };
 
-// Step 2 as far as it goes without the aligned model: true, and the outcome, when S = {v} and c2 < p'(v).
+// The draw as far as it goes without the aligned model: true, and the outcome, in step 2 when S = {v} and c2 < p'(v), and in
+// step 3 when the sampling temperature is 0 and S holds v, the base's best token.
+//
+// Proof of the second: p' is one-hot at v, so alpha = 1 - p'(S) = 0 and pi is one-hot at v. If x is v it is accepted: c2 q'(v) <
+// 1 = pi(v), as c2 < 1. Any other x is not: pi(x) = 0. Then the residual max(0, pi - q') has no mass but at v, and should it have
+// none at all, the outcome is the most probable token of pi, which is v. P(base) = p'(v) / pi(v) = 1: the base said it.
 bool draw_without_aligned(const Distribution & p, const KeptSet & kept, const DrawCoins & coins, Outcome & outcome);
 
 // Steps 2 and 3; x is the aligned model's own draw (step 1: q.draw(coins.proposal)).

@@ -68,10 +68,10 @@ void Generator::choose_mode(Sequence & sequence, kad_mode wanted, size_t draft) 
         return;
     }
     if (wanted == KAD_MODE_SPECULATIVE || wanted == KAD_MODE_AUTO) limit_draft(sequence, wanted, draft);
-    if (sequence.mode == KAD_MODE_LAZY && (!rule.lazy || sequence.logprobs)) {
-        const std::string reason =
-            rule.lazy ? std::string("log-probabilities need") : "rule " + std::string(rule.name) + " needs";
-        sequence.mode = KAD_MODE_PLAIN;
+    if (sequence.mode == KAD_MODE_LAZY && needs_both(sequence)) {
+        const std::string reason = base_may_decide(sequence) ? std::string("log-probabilities need")
+                                                             : "rule " + std::string(rule.name) + " needs";
+        sequence.mode            = KAD_MODE_PLAIN;
         sequence.note = (wanted == KAD_MODE_SPECULATIVE ? sequence.note + ", but " : std::string()) + reason +
                         " both models at every token; runs plain";
     }
@@ -368,7 +368,7 @@ Token Generator::timed_draw(Sequence & sequence, Said & said) {
     return draw_event(sequence, said);
 }
 
-// Step 2 of the draw, which may need no row of the aligned model: is it enough?
+// The draw, which may need no row of the aligned model: is it enough?
 bool Generator::drawn_without_aligned(Sequence & sequence) {
     const DrawTimer timer(*this, sequence);
     decide_kept(sequence);
@@ -427,11 +427,17 @@ void Generator::describe_alone(const Distribution & spoken, kad_role role, Token
     said.logprob = (base ? said.base_logprob : said.aligned_logprob) = spoken.log_probability(event);
 }
 
-// Must the aligned model's row be there at every event? Of the rules without S, T is no set that step 2 could be taken on.
+// May there be events that the base's row alone decides? S must need p alone; a rule that is not lazy never has one token in it,
+// but at temperature 0 the base's best token is enough (draw.h).
+bool Generator::base_may_decide(const Sequence & sequence) const {
+    const kad_rule_info & rule  = rule_info(settings_.rule.kind);
+    const bool            alone = !rule.exchanged && !rule.reference && !looks_at(settings_.rule, KAD_ROLE_ALIGNED);
+    return alone && (rule.lazy || sequence.temperature == 0);
+}
+
+// Must the aligned model's row be there at every event?
 bool Generator::needs_both(const Sequence & sequence) const {
-    const kad_rule_info & rule = rule_info(settings_.rule.kind);
-    return sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || rule.exchanged || rule.reference ||
-           looks_at(settings_.rule, KAD_ROLE_ALIGNED);
+    return sequence.mode == KAD_MODE_PLAIN || sequence.logprobs || !base_may_decide(sequence);
 }
 
 // S (or T) at this position, from the raw rows.

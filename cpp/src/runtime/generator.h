@@ -114,6 +114,7 @@ private:
     void   draft(const Texts & texts);
     bool   draft_one(Sequence & sequence);
     bool   read_along(Sequence & sequence);
+    void   drop_guesses(Sequence & sequence);
     void   compare_with_table(Sequence & sequence, Token guess);
     Token  guess_one(Sequence & sequence, double & confidence);
     bool   add_guess(Sequence & sequence, Guess guess);
@@ -129,6 +130,7 @@ private:
     void draw(const Texts & texts);
     bool draw_on(Sequence & sequence);
     bool draw_next(Sequence & sequence);
+    bool base_may_decide(const Sequence & sequence) const;
     bool needs_both(const Sequence & sequence) const;
     class DrawTimer;
     Token         timed_draw(Sequence & sequence, Said & said);
