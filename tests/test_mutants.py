@@ -431,6 +431,16 @@ STEP_MUTANTS = [
         bytes_check,
     ),
     Mutant(
+        "the base's best token at temperature 0, kept or not",
+        (("core/draw.cpp", "p.temperature() == 0 && kept.contains(p.top())", "p.temperature() == 0"),),
+        text_check,
+    ),
+    Mutant(
+        "the base's best token where it is kept, at every temperature",
+        (("core/draw.cpp", "p.temperature() == 0 && kept.contains(p.top())", "kept.contains(p.top())"),),
+        text_check,
+    ),
+    Mutant(
         "a cache that forgets the guesses before they are compared",
         (("runtime/speaker.cpp", "if (common < n) rewind(common);", "rewind(common);"),),
         saving_check,
@@ -460,6 +470,19 @@ def test_whatever_guesses_the_text_is_the_same(step_workshop: Workshop, guess: s
     """Not a mistake but a bad drafter: it may cost time and must not change a token."""
     drafter = Mutant(f"guesses {guess}", (("runtime/drafting.cpp", GUESS, guess),), text_check)
     assert text_check(step_workshop.build(drafter)) == []
+
+
+def test_whichever_guesses_are_scored_the_text_is_the_same(step_workshop: Workshop) -> None:
+    """A pacer that drops guesses by the clock of another world: none, one or two are left, of one vocabulary and of two."""
+    kept = "std::min<size_t>(now.guesses.size() - end, sequence.events % 3)"
+    core = step_workshop.build(
+        Mutant("drops guesses", (("runtime/drafting.cpp", "sequence.pacer->worth_scoring()", kept),), text_check)
+    )
+    runs = [replace(make(seed), max_tokens=24) for make in (step.same_words, step.other_words) for seed in range(8)]
+    assert step.failures(core, [*runs, *map(step.with_grammar, runs)], [(step.AUTO, 8)]) == []
+    for make in (step.same_words, step.other_words):
+        counts = [step.write(core, replace(make(seed), rule="base"), step.AUTO, 8)[1] for seed in range(8)]
+        assert sum(each.drafted for each in counts) > 0
 
 
 def test_a_stale_mutant_is_noticed(tmp_path: Path) -> None:

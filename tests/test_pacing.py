@@ -259,7 +259,9 @@ def test_times_follow_a_machine_that_becomes_slower(core: law.Core) -> None:
     assert 0.170 < times(core, seen + [(4, 0.200)] * 20)[7] < 0.300
     assert 0.060 < times(core, seen + [(4, 0.050)] * 20)[7] < 0.135
     assert times(core, [*seen, (4, 60.0)])[7] < 1.02 * 0.150
-    assert times(core, [(8, 0.150), (4, 0.100), (4, 0.200)])[7] == pytest.approx(0.150)  # what is hardly known moves nothing
+    assert times(core, [(8, 0.150), (4, 0.100), (4, 0.200)])[7] == pytest.approx(
+        0.150
+    )  # what is hardly known moves nothing
 
 
 @pytest.mark.parametrize("clock", [0.0, float("nan"), -1.0, 1e-12])
