@@ -52,7 +52,7 @@ The bound is the speed that the measured passes would allow if drawing cost noth
 - for every draft length k that was measured: E / (G A + B + w u A), where B and A are the mean times of a base pass and
   of an aligned pass in the runs of that length, E the events per round, G the guesses (k, fewer at a text's end) and w the
   share of rounds whose guesses were all right, all replayed along the texts of the longest draft, and u the share of
-  events at which the aligned model is needed (aligned passes per event of the lazy runs; 1 under rule `base`).
+  events at which the aligned model is needed (aligned passes per event of the lazy runs; 1 where there are none).
 
 It keeps one length throughout. auto, which stops guessing where the next guess is likely wrong, can come out above it.
 """

@@ -62,11 +62,12 @@ class Amount:
     threads: int
 
 
-def names(given: str, rule: str, pair: str) -> list[str]:
+def names(given: str, rule: str, pair: str, temperature: float) -> list[str]:
     """The candidates of a group: a set's ("all", "few"), or the ones that are listed."""
     if given not in LENGTHS:
         return [BASE, *(name for name in given.split(",") if name != BASE)]
-    found = [BASE, LLAMA, PLAIN, *([LAZY] if RULES[rule].lazy else []), *(f"k={k}" for k in LENGTHS[given]), AUTO]
+    lazy = RULES[rule].lazy or (rule == "base" and temperature == 0)
+    found = [BASE, LLAMA, PLAIN, *([LAZY] if lazy else []), *(f"k={k}" for k in LENGTHS[given]), AUTO]
     if rule == "base":
         found += [f"{program} k={k}" for program in OUTSIDE for k in OUTSIDE_LENGTHS[given][program]]
     # One refusal says it all where vocabularies differ; kad-llama says for itself what it can do there.
@@ -180,7 +181,7 @@ def run(given: argparse.Namespace) -> None:
     for name in filter(None, given.again.split(",")):
         for group in groups:
             store.group(group).pop(name, None)
-    plan: Plan = {group: names(given.candidates, group.rule, group.pair) for group in groups}
+    plan: Plan = {group: names(given.candidates, group.rule, group.pair, group.temperature) for group in groups}
     measure_all(store, plan, amount)
 
 

@@ -120,14 +120,15 @@ def test_candidates_of_a_group() -> None:
     assert running.is_exact("speculative k=3", 0.0)
     assert not running.is_exact("speculative k=3", 0.7)
     assert running.is_exact("speculative-simple k=3", 1.0)
-    base, dual = peers.names("all", "base", "Q8_0"), peers.names("all", "dual", "Q8_0")
+    base, dual = peers.names("all", "base", "Q8_0", 1), peers.names("all", "dual", "Q8_0", 1)
     assert base[0] == BASE and LAZY not in base and "speculative-simple k=7" in base and AUTO in base
+    assert LAZY in peers.names("all", "base", "Q8_0", 0)  # there the base's best token is enough
     assert LAZY in dual and not any(name.startswith("speculative") for name in dual)
-    assert [name for name in peers.names("all", "base", "demo") if " k=" in name] == [
+    assert [name for name in peers.names("all", "base", "demo", 1) if " k=" in name] == [
         "speculative-simple k=3",
         "speculative k=3",
     ]
-    assert peers.names("auto,k=2", "dual", "F16") == [BASE, "auto", "k=2"]
+    assert peers.names("auto,k=2", "dual", "F16", 1) == [BASE, "auto", "k=2"]
     with pytest.raises(SystemExit, match="'fast'"):
         running.make("fast", None, None, 1)  # type: ignore[arg-type]
 

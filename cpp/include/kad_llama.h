@@ -159,7 +159,8 @@ typedef struct kad_rule_info {
     const char * source;    /* the paper */
     double       threshold; /* default */
     double       low, high; /* the closed range of the threshold; both 0 where there is none */
-    int32_t      lazy;      /* 1 when most events need p alone, so that lazy runs are possible */
+    int32_t      lazy;      /* 1 when most events need p alone, so that lazy runs are possible; at temperature 0
+                               they are for base and nudging too */
     int32_t      exchanged; /* 1 for the token rules: the aligned model keeps, the base gets what is deferred */
     int32_t      reference; /* 1 when a reference model is needed (and one vocabulary for all) */
 } kad_rule_info;

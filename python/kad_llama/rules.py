@@ -21,8 +21,9 @@ class Rule:
     """One row of the table of rules.
 
     `threshold` is the default of the rule's one parameter and `low` to `high` its closed range; all three are None for a
-    rule without one. `lazy`: most events need the base's row alone, so that lazy runs are possible. `exchanged`: the aligned
-    model speaks first and keeps a set T. `reference`: it needs a third model.
+    rule without one. `lazy`: most events need the base's row alone, so that lazy runs are possible; at temperature 0 they
+    are for `base` and `nudging` too. `exchanged`: the aligned model speaks first and keeps a set T. `reference`: it needs a
+    third model.
     """
 
     name: str
