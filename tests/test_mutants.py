@@ -472,19 +472,6 @@ def test_whatever_guesses_the_text_is_the_same(step_workshop: Workshop, guess: s
     assert text_check(step_workshop.build(drafter)) == []
 
 
-def test_whichever_guesses_are_scored_the_text_is_the_same(step_workshop: Workshop) -> None:
-    """A pacer that drops guesses by the clock of another world: none, one or two are left, of one vocabulary and of two."""
-    kept = "std::min<size_t>(now.guesses.size() - end, sequence.events % 3)"
-    core = step_workshop.build(
-        Mutant("drops guesses", (("runtime/drafting.cpp", "sequence.pacer->worth_scoring()", kept),), text_check)
-    )
-    runs = [replace(make(seed), max_tokens=24) for make in (step.same_words, step.other_words) for seed in range(8)]
-    assert step.failures(core, [*runs, *map(step.with_grammar, runs)], [(step.AUTO, 8)]) == []
-    for make in (step.same_words, step.other_words):
-        counts = [step.write(core, replace(make(seed), rule="base"), step.AUTO, 8)[1] for seed in range(8)]
-        assert sum(each.drafted for each in counts) > 0
-
-
 def test_a_stale_mutant_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "draw.cpp").write_text("c < p; c < p;")
     for there in ("c <= p", "c < p"):

@@ -73,7 +73,6 @@ class Setting:
     copies: int = 1
     draw: float = 0.0
     first: float = 0.0
-    asked: bool = True
 
 
 def write(
@@ -190,27 +189,6 @@ def test_guesses_of_the_table_are_used_where_they_are_right(core: law.Core) -> N
     assert useless / without < 1.03
 
 
-def test_a_guess_that_is_likely_wrong_is_not_scored_where_the_pass_is_dear(core: law.Core) -> None:
-    """Three sure guesses and one that the aligned model doubts: a pass of five takes half as long again as one of four."""
-    n = 400
-    sure = np.arange(n) % 4 != 3
-    text = Text(np.int32(sure), np.where(sure, 0.99, 0.05), np.ones(n, np.int32))
-    _, counts = write(core, "Q8_0", [text], AUTO, Setting(lazy=False))
-    assert counts[4] > 80 and counts[5] < 5
-
-
-def test_where_the_aligned_model_is_never_asked(core: law.Core) -> None:
-    """Rule base at temperature 0: the table's guesses cost one base pass, and without guesses there is none but that."""
-    n = 400
-    text = Text.drawn(3, 0.3, 0.0, n=n)
-    table = replace(text, table=np.full(n, 3), table_right=np.ones(n, np.int32))
-    never, may = Setting(asked=False), Setting(lazy=False)
-    base = MACHINES["demo"][0]
-    assert sum(write(core, "demo", [text], AUTO, never)[0]) < 1.1 * n * base[1] / 1000
-    fast, slow = (sum(write(core, "demo", [table], AUTO, each)[0]) for each in (never, may))
-    assert fast < 0.8 * slow
-
-
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_aligned_model_reads_guesses_of_the_table_along(core: law.Core, machine: str) -> None:
     """Where the rule needs q at every event, the table's guesses spare passes of the aligned model, and cost nothing."""
@@ -250,18 +228,6 @@ def test_times_that_are_none(core: law.Core) -> None:
     assert times(core, [*sound, (1, 60.0)])[0] == pytest.approx(0.060 * (5 / 6 + 3 / 6), rel=1e-3)
     drift = times(core, sound + [(1, 0.120)] * 20)
     assert drift[0] == pytest.approx(0.120, rel=0.05)
-
-
-def test_times_follow_a_machine_that_becomes_slower(core: law.Core) -> None:
-    """A pass of eight that was last seen in a fast moment costs more in a slow one; one stall moves it by little."""
-    seen = [(4, 0.100)] * 6 + [(8, 0.150)] * 6
-    assert times(core, seen)[7] == pytest.approx(0.150)
-    assert 0.170 < times(core, seen + [(4, 0.200)] * 20)[7] < 0.300
-    assert 0.060 < times(core, seen + [(4, 0.050)] * 20)[7] < 0.135
-    assert times(core, [*seen, (4, 60.0)])[7] < 1.02 * 0.150
-    assert times(core, [(8, 0.150), (4, 0.100), (4, 0.200)])[7] == pytest.approx(
-        0.150
-    )  # what is hardly known moves nothing
 
 
 @pytest.mark.parametrize("clock", [0.0, float("nan"), -1.0, 1e-12])

@@ -25,7 +25,6 @@ typedef struct pace_machine {
     int32_t lazy, most;            // may the aligned model be put off? most guesses
     int32_t copies;                // so many texts run in step, all the same
     double  draw, first;           // seconds of one draw; of the first one more
-    int32_t asked;                 // may any event need the aligned model's row?
 } pace_machine;
 
 enum { PACE_AUTO = -2, PACE_PLAIN = -1, PACE_LAZY = 0 }; // else a fixed draft
@@ -71,7 +70,6 @@ private:
     Pacer *              pacer_  = nullptr;
     const pace_text *    text_   = nullptr;
     int32_t              t_      = 0;
-    size_t               rows_   = 0; // before each guess of the aligned model, scored or not, its row
     int                  behind_ = 0; // events that the aligned model has not evaluated
     double               total_  = 0;
     double               first_  = 0; // what only the first draw takes
@@ -98,7 +96,6 @@ private:
             PaceLimits limits;
             limits.guesses = size_t(room);
             limits.lazy    = machine_.lazy != 0;
-            limits.asked   = machine_.asked != 0;
             limits.texts   = size_t(machine_.copies);
             return pacer_->plan(limits, classes);
         }
@@ -139,9 +136,8 @@ private:
                 pacer_->guessed_along(text_->table[at], as_table);
             }
             if (!as_table) free = 0;
-            rows_           = guesses;
-            const bool more = how_ != PACE_AUTO || pacer_->go_on(guesses, text_->confidence[at], free);
-            if (!more || guesses >= plan.guesses) return how_ == PACE_AUTO ? pacer_->worth_scoring() : guesses;
+            if (guesses >= plan.guesses || (how_ == PACE_AUTO && !pacer_->go_on(guesses, text_->confidence[at], free)))
+                return guesses;
             if (free > 0) {
                 --free;
             } else {
@@ -152,17 +148,16 @@ private:
 
     void say(const Plan & plan, size_t guesses) {
         const bool table = plan.drafter == Plan::Drafter::NGram, plain = how_ == PACE_PLAIN || !machine_.lazy;
-        bool asked = plan.drafter == Plan::Drafter::Aligned; // the aligned rows of all guesses that were made are there
+        bool       asked = plan.drafter == Plan::Drafter::Aligned; // the aligned rows of all guesses are there
         for (size_t i = 0;; ++i, ++t_) {
             const bool guessed = i < guesses, needs = plain || text_->needed[t_];
-            if (needs && !(asked && i < (table ? guesses : rows_))) {
+            if (needs && !(asked && guessed)) {
                 if (table && !asked) behind_ += int(guesses);
                 ask_aligned();
                 asked = asked || table;
             }
-            const bool right   = table ? text_->table_right[t_] : text_->right[t_];
-            const bool drafted = !table && asked && i < rows_;
-            tell(drafted, needs || drafted);
+            const bool right = table ? text_->table_right[t_] : text_->right[t_];
+            tell(guessed && !table, needs || (guessed && !table));
             if (!asked) ++behind_;
             if (guessed && right) continue;
             ++t_;

@@ -34,7 +34,6 @@ static void reset_states(Sequence & sequence) {
 void Generator::begin_round(Sequence & sequence, size_t n_texts) {
     Round & now = sequence.now;
     now.guesses.clear();
-    now.dropped.reset();
     now.said         = 0;
     now.decided      = false;
     now.as_table     = true;
@@ -105,10 +104,7 @@ void Generator::draft(const Texts & texts) {
                 { &speaker(*sequence, KAD_ROLE_ALIGNED), along ? &side.along : &side.ahead, side.ahead.size() });
         }
         stages_[KAD_ROLE_ALIGNED]->make_rows(wants);
-        for (Sequence * sequence : pending_) {
-            sequence->now.drafting = draft_one(*sequence);
-            if (!sequence->now.drafting && sequence->pacer) drop_guesses(*sequence);
-        }
+        for (Sequence * sequence : pending_) sequence->now.drafting = draft_one(*sequence);
     }
 }
 
@@ -156,29 +152,14 @@ bool Generator::draft_one(Sequence & sequence) try {
     if (!add_guess(sequence, { x, said.bytes, confidence })) return false;
     advance_guessed(sequence, KAD_ROLE_ALIGNED, said.ids);
     const size_t guessed = now.guesses.size();
-    const bool   room    = guessed < now.plan.guesses;
-    if (!sequence.pacer) return room;
+    if (!sequence.pacer) return guessed < now.plan.guesses;
     compare_with_table(sequence, x);
+    if (guessed >= now.plan.guesses) return false;
     const bool at_hand = now.plan.along > 0 && now.as_table && guessed <= now.plan.along;
-    return sequence.pacer->go_on(guessed, confidence, at_hand ? now.plan.along - guessed + 1 : 0) && room;
+    return sequence.pacer->go_on(guessed, confidence, at_hand ? now.plan.along - guessed + 1 : 0);
 } catch (const Error & error) {
     if (error.status != KAD_NOT_A_NUMBER && error.status != KAD_MODEL_ERROR) throw;
     return false;
-}
-
-// Guesses that are not worth the base's time are none. The end of the text costs none; the pacer is not told of it.
-void Generator::drop_guesses(Sequence & sequence) {
-    Round &      now  = sequence.now;
-    const bool   end  = !now.guesses.empty() && events_.ends(now.guesses.back().event);
-    const size_t kept = sequence.pacer->worth_scoring();
-    if (kept >= now.guesses.size() - end) return;
-    now.dropped = now.guesses[kept];
-    now.guesses.resize(kept);
-    sequence.sides[KAD_ROLE_ALIGNED].scored = kept;
-    if (!events_.shared_ids()) return; // lay() looks at what is left
-    for (Side & side : sequence.sides) {
-        if (side.active) side.ahead.resize(side.context.size() + kept);
-    }
 }
 
 void Generator::compare_with_table(Sequence & sequence, Token guess) {
@@ -308,7 +289,6 @@ void Generator::plan_round(Sequence & sequence, size_t room, size_t n_texts) {
     PaceLimits limits;
     limits.guesses = room;
     limits.lazy    = !needs_both(sequence);
-    limits.asked   = settings_.rule.kind != KAD_RULE_BASE || !limits.lazy;
     limits.texts   = n_texts;
     sequence.table.guess(std::max<size_t>(room, 1), now.table);
     classes_.clear();
@@ -340,14 +320,13 @@ void Generator::pace(Sequence & sequence, Token event, const Said & said) {
     Round &    now = sequence.now;
     PacedEvent seen;
     const bool drafted = now.plan.drafter == Plan::Drafter::Aligned && now.said < now.guesses.size();
-    const bool dropped = now.dropped && now.said == now.guesses.size();
-    if (drafted || dropped || now.proposal >= 0) {
-        const bool same = drafted ? said.guess == 1 : event == (dropped ? now.dropped->event : now.proposal);
+    if (drafted || now.proposal >= 0) {
+        const bool same = drafted ? said.guess == 1 : now.proposal == event;
         seen.aligned    = same ? PacedEvent::Agreement::Yes : PacedEvent::Agreement::No;
-        seen.confidence = drafted ? now.guesses[now.said].confidence : dropped ? now.dropped->confidence : -1;
+        seen.confidence = drafted ? now.guesses[now.said].confidence : -1;
     }
     seen.by_base = said.source == KAD_SOURCE_BASE;
-    seen.needed  = now.proposal >= 0;
+    seen.needed  = pi_.has_value(); // a grammar may have asked for it
     // The table's guesses as they stood when the round began, while they are right: so they would have been used.
     if (now.table_stands && now.said < now.table.size()) {
         seen.table       = now.table[now.said].match;

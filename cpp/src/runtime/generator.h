@@ -114,7 +114,6 @@ private:
     void   draft(const Texts & texts);
     bool   draft_one(Sequence & sequence);
     bool   read_along(Sequence & sequence);
-    void   drop_guesses(Sequence & sequence);
     void   compare_with_table(Sequence & sequence, Token guess);
     Token  guess_one(Sequence & sequence, double & confidence);
     bool   add_guess(Sequence & sequence, Guess guess);

@@ -10,9 +10,6 @@ static constexpr double BEGINNING = 6;  // events that what is known from earlie
 static constexpr double CLEARLY   = 1.15;
 static constexpr double AGREES =
     0.9; // how often the aligned model is taken to agree with a base that was not compared with it
-static constexpr double FOLLOWS =
-    0.05; // of a change in what a pass takes, the part that passes of other lengths follow
-static constexpr double FOLLOWED = 1.3; // a larger one is a stall
 static constexpr double MARGINAL =
     0.3; // of a pass of one token: what a further token is taken to cost before it was seen
 
@@ -22,21 +19,10 @@ void PassTimes::observe(size_t n, double seconds) {
     if (n == 0 || n > MOST || !(seconds >= 0) || !std::isfinite(seconds)) return;
     double & known = estimate_[n];
     if (seen_[n] > 0) seconds = std::min(seconds, 3 * known + 1e-6);
-    if (seen_[n] >= 3) follow(n, seconds / known);
     const double weight =
         1 / double(std::min<size_t>(++seen_[n], 6)); // the mean of the first, then the latest count most
     known += weight * (seconds - known);
     known = std::max(known, 1e-9);
-}
-
-// A machine is faster at one time and slower at another, at passes of every length. Those that are not made now follow a little;
-// else one that was last seen in a slow moment would be avoided for good. As a mean of logarithms lies below the logarithm of the
-// mean, they sink over time and are tried again.
-void PassTimes::follow(size_t n, double ratio) {
-    const double factor = std::pow(std::clamp(ratio, 1 / FOLLOWED, FOLLOWED), FOLLOWS);
-    for (size_t k = 1; k <= MOST; ++k) {
-        if (k != n) estimate_[k] *= factor;
-    }
 }
 
 double PassTimes::at(size_t n, double guess) const {
@@ -148,24 +134,14 @@ double Pacer::pass(double tokens) const {
 // n draws of each text.
 double Pacer::draws(double n) const { return draw_ * n * double(limits_.texts); }
 
-// The share of events that need the aligned model's row.
-double Pacer::needed() const { return !limits_.asked ? 0 : limits_.lazy ? double(shares_.needed) : 1; }
-
 // Seconds of a round with k guesses of the aligned model, all of which are right with probability all_right: then its row
 // behind the last one may be needed too. k = 0: its row at every event; or, lazily, at those that need it, a pass over all
 // that were put off.
 double Pacer::draft_seconds(size_t k, double all_right) const {
-    const double texts = double(limits_.texts);
-    const double need  = limits_.asked ? std::max(needed(), 0.02) : 0;
-    if (k > 0) return double(k) * guess_s_ + scoring_seconds(k, all_right);
-    if (!limits_.asked) return pass(1);
+    const double texts = double(limits_.texts), one = aligned_.seconds(texts, 0.01);
+    const double need = limits_.lazy ? std::max(double(shares_.needed), 0.02) : 1;
+    if (k > 0) return double(k) * guess_s_ + pass(double(k) + 1) + need * all_right * one;
     return pass(1) + need * aligned_.seconds(std::min(texts / need, double(PassTimes::MOST)), 0.01);
-}
-
-// Of that round what comes after its guesses were made. The aligned model's row before the first guess is there then.
-double Pacer::scoring_seconds(size_t k, double all_right) const {
-    const double need = k > 0 && limits_.asked ? std::max(needed(), 0.02) : 0;
-    return pass(double(k) + 1) + need * all_right * aligned_.seconds(double(limits_.texts), 0.01);
 }
 
 // How many of the table's guesses the aligned model's first pass reads along, so that its guesses come fastest. A pass over m of
@@ -202,7 +178,7 @@ double Pacer::best_aligned(size_t & guesses) const {
 
 // Of the table's guesses only the base must score all; of the aligned model one pass over them, where any event needs it.
 double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const {
-    const double need   = needed();
+    const double need   = limits_.lazy ? double(shares_.needed) : 1;
     double       events = 1, all = 1, best = 0;
     guesses = 0;
     for (size_t k = 1; k <= std::min(table.size(), limits_.guesses); ++k) {
@@ -220,13 +196,10 @@ double Pacer::best_table(const std::vector<int> & table, size_t & guesses) const
 Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
     limits_              = limits;
     survival_            = 1;
-    events_              = 0;
-    kept_                = 0;
     const size_t along   = read_along(table);
     size_t       aligned = 0, offered = 0;
     const double drafted = best_aligned(aligned), taken = best_table(table, offered);
-    rate_  = drafted; // of the drafts that go_on() is asked about
-    value_ = -rate_ * scoring_seconds(0, 1);
+    rate_ = drafted; // of the drafts that go_on() is asked about
     // Of two guesses at a rate the larger is the more flattering one, and the table's misses come in bunches, where the text is
     // edited: its rate must be clearly the better.
     if (taken > CLEARLY * drafted) return { Plan::Drafter::NGram, offered };
@@ -234,26 +207,17 @@ Plan Pacer::plan(const PaceLimits & limits, const std::vector<int> & table) {
     return { Plan::Drafter::Aligned, limits.guesses, along }; // go_on() says when to stop
 }
 
-// A draft is worth its events less what the text would make in its time, at its rate. Time that is spent counts no more: of guesses
-// that are made only those are scored that are worth it. A pass of a few tokens more may take half as long again (kernels
-// take tokens by fours), and a guess that is likely wrong ends many a draft where such a step begins.
 bool Pacer::go_on(size_t guessed, double confidence, size_t free) {
     survival_ *= shares_.right_at(confidence);
-    events_ += survival_;
-    const double worth = events_ - rate_ * (scoring_seconds(guessed, survival_) + draws(events_));
-    if (worth > value_ ||
-        !base_.seen((guessed + 1) * limits_.texts)) { // what a length takes is found out by scoring it
-        value_ = worth;
-        kept_  = guessed;
-    }
-    const double a = std::min(double(shares_.right), 0.995);
-    guess_s_       = aligned_.seconds(double(limits_.texts), 0.01);
-    double events = events_, all = survival_;
+    const double a      = std::min(double(shares_.right), 0.995);
+    guess_s_            = aligned_.seconds(double(limits_.texts), 0.01);
+    const double now    = draft_seconds(guessed, survival_);
+    double       events = 0, all = survival_;
     for (size_t k = guessed + 1; k <= limits_.guesses; ++k) {
         events += all *= a;
-        const size_t further = k - guessed;
-        const double seconds = double(further - std::min(free, further)) * guess_s_ + scoring_seconds(k, all);
-        if (events - rate_ * (seconds + draws(double(further) + events)) > value_) return true;
+        const double spared = double(std::min(free, k - guessed)) * guess_s_;
+        const double more   = draft_seconds(k, all) - now - spared + draws(double(k - guessed) + events);
+        if (events > rate_ * more) return true;
     }
     return false;
 }

@@ -28,13 +28,10 @@ public:
     // best is tried once. Before anything was seen: `guess` for one token.
     double seconds(double n, double guess = 0.05) const;
 
-    bool seen(size_t n) const { return n > MOST || seen_[n] > 0; }
-
 private:
     double estimate_[MOST + 1] = {}; // 0 = not seen
     size_t seen_[MOST + 1]     = {};
 
-    void   follow(size_t n, double ratio);
     double at(size_t n, double guess) const;
 };
 
@@ -76,7 +73,6 @@ struct Plan {
 struct PaceLimits {
     size_t guesses = 0;     // most of the aligned model, 0 = none
     bool   lazy    = false; // may the aligned model be put off until it is needed?
-    bool   asked   = true;  // may it be needed at all?
     size_t texts   = 1;     // that share every pass
 };
 
@@ -131,9 +127,6 @@ public:
     // free: so many more need no pass of the aligned model, as long as they are the table's.
     bool go_on(size_t guessed, double confidence, size_t free = 0);
 
-    // Of the guesses that go_on() was told of, how many (from the first) are worth scoring.
-    size_t worth_scoring() const { return kept_; }
-
     // A guess of the aligned model where the table had one too: were they the same?
     void guessed_along(int table_class, bool same);
 
@@ -151,16 +144,11 @@ private:
     PaceLimits limits_;
     double     rate_     = 0; // events per second of the plan taken
     double     survival_ = 1; // that all guesses so far are right
-    double     events_   = 0; // how many of them are, in the mean
-    double     value_    = 0; // of the first kept_ of them, in events
-    size_t     kept_     = 0;
     double     guess_s_  = 0; // what a guess of the aligned model takes
 
     double pass(double tokens) const;
-    double needed() const;
     double draws(double n) const;
     double draft_seconds(size_t guesses, double all_right) const;
-    double scoring_seconds(size_t guesses, double all_right) const;
     size_t read_along(const std::vector<int> & table);
     double best_aligned(size_t & guesses) const;
     double best_table(const std::vector<int> & table, size_t & guesses) const;

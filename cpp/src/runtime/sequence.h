@@ -54,16 +54,15 @@ struct Guess {
 
 // The round of one text that is under way.
 struct Round {
-    std::vector<Guess>   guesses;
-    std::optional<Guess> dropped; // the first that was made and is not scored
-    Plan                 plan;
-    bool                 drafting     = false; // the aligned model goes on guessing
-    bool                 as_table     = true;  // its guesses so far are the n-gram table's
-    bool                 table_stands = true;  // the table's guesses were right so far
-    size_t               said         = 0;     // events of this round
-    KeptSet              kept;                 // S (or T) at the next event, once it is decided
-    bool                 decided  = false;
-    Token                proposal = -1;   // the aligned model's own draw at the last event, -1 where it was not asked
+    std::vector<Guess> guesses;
+    Plan               plan;
+    bool               drafting     = false; // the aligned model goes on guessing
+    bool               as_table     = true;  // its guesses so far are the n-gram table's
+    bool               table_stands = true;  // the table's guesses were right so far
+    size_t             said         = 0;     // events of this round
+    KeptSet            kept;                 // S (or T) at the next event, once it is decided
+    bool               decided  = false;
+    Token              proposal = -1;     // the aligned model's own draw at the last event, -1 where it was not asked
     std::vector<NGramTable::Guess> table; // what the n-gram table would guess
 };
 
