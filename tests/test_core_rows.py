@@ -308,10 +308,11 @@ def rounding_check(core: law.Core) -> list[str]:
     for k in range(60):
         generator = np.random.default_rng(k)
         base, aligned = generator.standard_normal((2, 500)).astype(np.float32)
-        base[2 + k % 9 :] = -np.inf  # what is kept is all that is possible
-        found = core_rows.read(core, Pair(Row(base), Row(aligned), law.Case(base, aligned, "dual", 1e-9)))
-        outside = found.pi[base == -np.inf].max()
-        wrong += [f"row {k}: alpha {found.alpha}, {outside} outside S"] if found.alpha or outside else []
+        for n_kept in (2 + k % 9, 2):  # of two, one row in eight has a rest
+            base[n_kept:] = -np.inf  # what is kept is all that is possible
+            found = core_rows.read(core, Pair(Row(base), Row(aligned), law.Case(base, aligned, "dual", 1e-9)))
+            outside = found.pi[base == -np.inf].max()
+            wrong += [f"row {k}: alpha {found.alpha}, {outside} outside S"] if found.alpha or outside else []
 
         base = generator.standard_normal(500).astype(np.float32)
         base[300:] = -np.inf  # nothing is left of it behind the last token that is possible
@@ -417,6 +418,7 @@ MISTAKES = [
     ),
     ("a residual of the first part", "mixture", "b < end; ++b)", "b < end && first == 0; ++b)", sharing_check),
     ("a mass that rounding left of 1", "mixture", "1 - mass > rounding ?", "1 - mass > 0 ?", rounding_check),
+    ("what rounding left of two", "mixture", "kept.ids.size() > 1 ?", "kept.ids.size() > 2 ?", rounding_check),
     ("a residual that ends on nothing", "mixture", "(terms[i] > 0)", "(terms[i] >= 0)", rounding_check),
     ("a kept token of probability zero", "draw", "coins.acceptance < p.", "coins.acceptance <= p.", edge_check),
     ("a speaker who could not", "draw", "coin < base ?", "coin <= base ?", edge_check),
