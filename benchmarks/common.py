@@ -62,6 +62,25 @@ def keep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, default=file, help="the results file (default: docs/results.json)")
 
 
+def beside_kept(
+    given: argparse.Namespace, name: str, rows: Sequence[Sequence[str]], named_by: int
+) -> list[Sequence[str]]:
+    """With --keep, the rows among those that the results file has of this machine, in its order; a row of the same first
+    `named_by` columns is replaced."""
+    if not given.keep:
+        return list(rows)
+    from results import Store
+    from running import machine
+
+    from kad_llama.files import default_threads
+
+    store = Store(given.file)
+    here = store.number(machine(default_threads()))
+    kept = [row for table in store.tables if (table["name"], table["machine"]) == (name, here) for row in table["rows"]]
+    together = {tuple(row[:named_by]): row for row in (*kept, *rows)}
+    return list(together.values())
+
+
 def show(
     given: argparse.Namespace,
     name: str,

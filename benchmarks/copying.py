@@ -5,9 +5,10 @@
 Side by side: draft="auto" as it is, and with ngram=False, where the aligned model alone guesses. "copy" is a prompt that
 asks for a text with one word replaced, and shows that twice first: models as small as these copy nothing otherwise, and
 at temperature 1 even so they leave the text soon. "elsewhere" are the ordinary questions of running.py. The variants take
-turns in being first. Elsewhere takes more rounds: the least of many cells is held against a loss of 3 %, and above
-temperature 0 rounds differ by more than that. Where the time goes stands beside it, and the limit: how much faster than without the table, if with
-it no pass of the aligned model took any time. `--keep` adds the table to docs/results.json.
+turns in being first. Elsewhere takes more rounds: the least of many cells is held against a loss of 3 %, and rounds differ
+by more than that. Where the time goes stands beside it, and the limit: how much faster than without the table, if with it
+no pass of the aligned model took any time. `--keep` adds the table to docs/results.json; rows there that were not measured
+now stay.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -110,29 +112,51 @@ HEADER = (
 )
 
 
+def facts(rows: Sequence[Sequence[str]]) -> dict[str, float]:
+    """What bars are held against, from the rows as they are shown."""
+    gains: dict[str, list[float]] = {}
+    limits: dict[str, list[float]] = {}
+    elsewhere: list[float] = []
+    for row in rows:
+        line = dict(zip(HEADER, row, strict=True))
+        if line["with over without"] == "-":  # texts too short to count
+            continue
+        median = float(line["with over without"].split()[0])
+        if line["prompt"] == "copy":
+            gains.setdefault(line["pair"], []).append(median)
+            limits.setdefault(line["pair"], []).append(float(line["limit"]))
+        else:
+            elsewhere.append(median)
+    most = max(gains, key=lambda pair: statistics.median(gains[pair]), default="")
+    return {
+        "copy_gain": statistics.median(gains.get(most, [0.0])),
+        "copy_limit": statistics.median(limits.get(most, [0.0])),
+        "copy_least": min((value for values in gains.values() for value in values), default=0.0),
+        "copy_loss": min(elsewhere, default=0.0),
+    }
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", default="demo,Q8_0")
     parser.add_argument("--rules", default="base,dual")
     parser.add_argument("--temperatures", default="0,1")
+    parser.add_argument("--prompts", default="copy,elsewhere", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="of each copy prompt (default: %(default)s)")
     parser.add_argument("--elsewhere", type=int, default=40, help="of ordinary questions (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=80)
     common.keep_arguments(parser)
     given = parser.parse_args()
     rows: list[list[str]] = []
-    medians: dict[str, dict[str, list[float]]] = {"copy": {}, "elsewhere": {}}
-    limits: dict[str, list[float]] = {}
     for name in given.pairs.split(","):
         files = running.pair(name)
         for rule in given.rules.split(","):
             with running.open_pair(files, rule) as kad:
                 for temperature in map(float, given.temperatures.split(",")):
-                    for kind, found in medians.items():
+                    for kind in given.prompts.split(","):
                         cells = compare(kad, kind, temperature, given)
                         ratio = results.ratio(cells["with"], cells["without"])
-                        found.setdefault(name, []).extend([ratio.median] if ratio else [])
                         passes = [cell.tokens / max(1.0, cell.total("base_passes")) for cell in cells.values()]
                         rows.append(
                             [name, rule, f"{temperature:g}", kind, str(cells["with"].tokens), str(ratio or "-")]
@@ -140,17 +164,8 @@ def main() -> None:
                             + [" and ".join(f"{value:.2f}" for value in passes)]
                             + [*map(milliseconds, cells.values()), f"{limit(cells):.2f}"]
                         )
-                        if kind == "copy":
-                            limits.setdefault(name, []).append(limit(cells))
-    gains = {name: statistics.median(values) for name, values in medians["copy"].items() if values}
-    most = max(gains, key=lambda name: gains[name], default="")
-    facts = {
-        "copy_gain": gains.get(most, 0.0),
-        "copy_limit": statistics.median(limits.get(most, [0.0])),
-        "copy_least": min((value for values in medians["copy"].values() for value in values), default=0.0),
-        "copy_loss": min((value for values in medians["elsewhere"].values() for value in values), default=0.0),
-    }
-    common.show(given, "copying", "Guesses from the text itself", HEADER, rows, **facts)
+    rows = common.beside_kept(given, "copying", rows, 4)
+    common.show(given, "copying", "Guesses from the text itself", HEADER, rows, **facts(rows))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ same prompt ids with the same seed, threads, context and cache types, one after 
 time after the prompt. Quoted are the median over rounds and, in brackets, the tenth and ninetieth percentile. Runs of
 fewer than {short} tokens count for no ratio. Sums (the bound, shares, tokens per pass) leave out runs that took over
 {stalled} times as long per token as the median of their line: the machine did something else meanwhile. Tables say how
-many there were.
+many there were. Days are those of the last run; the code has changed since the older ones.
 
 {machines}
 
@@ -126,7 +126,7 @@ def _about(store: Store, kind: str) -> str:
 
 def _bars(store: Store) -> str:
     rows = [list(line) for line in bars(store)]
-    table = markdown(["what", "machine", "measured", "bar", "met"], rows)
+    table = markdown(["what", "machine", "measured", "bar", "met", "on"], rows)
     missed = [*limits(store), *own_limits(store), *outside_limits(store), *copy_limits(store)]
     return "\n\n".join(["## Bars", "Temperature 1.", table, *missed, BOUND])
 
@@ -236,7 +236,7 @@ def copy_limits(store: Store) -> list[str]:
     ]
 
 
-Bar = tuple[str, str, str, str, str]  # what, machine, measured, bar, met
+Bar = tuple[str, str, str, str, str, str]  # what, machine, measured, bar, met, on which days
 Measured = tuple[str, Ratio | float | None]  # what, and how much of it
 Measure = Callable[[dict[str, Cell]], Measured]
 
@@ -245,9 +245,15 @@ def bars(store: Store) -> list[Bar]:
     """What was to be reached, what was measured on each machine, and whether it is enough."""
     lines: list[Bar] = []
     for pair, rule, measure, bar in BARS:
-        found = {machine: measure(cells) for machine, cells in _at(store, pair, rule).items()}
+        groups = _at(store, pair, rule)
+        found = {machine: measure(cells) for machine, cells in groups.items()}
         known = {machine: line for machine, line in found.items() if line[1] is not None} or {None: measure({})}
-        lines += [_bar(f"{pair}, rule {rule}: {what}", where, value, bar) for where, (what, value) in known.items()]
+        lines += [
+            _bar(
+                f"{pair}, rule {rule}: {what}", where, value, bar, on=_days(groups[where]) if where is not None else "-"
+            )
+            for where, (what, value) in known.items()
+        ]
     for group, cells in store.cells.items():
         if group.temperature == 1.0 and AUTO in cells:
             lines += _own_bars(group, cells)
@@ -259,14 +265,22 @@ def _at(store: Store, pair: str, rule: str) -> dict[int, dict[str, Cell]]:
     return {g.machine: cells for g, cells in store.cells.items() if g[:3] == (pair, rule, 1.0)}
 
 
-def _bar(what: str, machine: int | None, measured: Ratio | float | None, bar: float, most: bool = False) -> Bar:
+def _days(cells: dict[str, Cell]) -> str:
+    """When the candidates of a group ran last: a day, or the first and the last."""
+    found = sorted({cell.date for cell in cells.values() if cell.runs})
+    return " to ".join(dict.fromkeys((found[0], found[-1]))) if found else "-"
+
+
+def _bar(
+    what: str, machine: int | None, measured: Ratio | float | None, bar: float, *, most: bool = False, on: str = "-"
+) -> Bar:
     sign = "at most" if most else "at least"
     if machine is None or measured is None:
-        return what, "-", "not measured", f"{sign} {bar:g}", "-"
+        return what, "-", "not measured", f"{sign} {bar:g}", "-", on
     value = measured.median if isinstance(measured, Ratio) else measured
     met = value <= bar if most else value >= bar
     shown = str(measured) if isinstance(measured, Ratio) else f"{value:.3g}"
-    return what, letter(machine), shown, f"{sign} {bar:g}", "yes" if met else "no"
+    return what, letter(machine), shown, f"{sign} {bar:g}", "yes" if met else "no", on
 
 
 def _auto_over(against: str, cells: dict[str, Cell]) -> Measured:
@@ -294,14 +308,18 @@ BARS: tuple[tuple[str, str, Measure, float], ...] = (
 
 def _own_bars(group: Group, cells: dict[str, Cell]) -> list[Bar]:
     """auto against the bound, and against the best fixed setting."""
-    where, found = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells)
+    where, found, on = f"{group.pair}, rule {group.rule}: auto / ", results.bound(cells), _days(cells)
     among = ", ".join(results.fixed(cells))
     lines = [
-        _bar(f"{where}{name}, on the other half of the rounds the best of {among}", group.machine, measured, 0.92)
+        _bar(
+            f"{where}{name}, on the other half of the rounds the best of {among}", group.machine, measured, 0.92, on=on
+        )
         for name, measured in results.halves(cells)
     ]
     if found and cells[AUTO].runs:
-        lines.append(_bar(f"{where}the bound ({found[1]})", group.machine, cells[AUTO].speed / found[0], OWN_BAR))
+        lines.append(
+            _bar(f"{where}the bound ({found[1]})", group.machine, cells[AUTO].speed / found[0], OWN_BAR, on=on)
+        )
     return lines
 
 
@@ -323,8 +341,13 @@ FACTS = {
 def _fact_bars(store: Store) -> list[Bar]:
     lines = []
     for name, (what, bar, most) in FACTS.items():
-        found = {table["machine"]: table["facts"][name] for table in store.tables if name in table["facts"]}
-        lines += [_bar(what, machine, fact, bar, most) for machine, fact in (found or {None: None}).items()]
+        found = {
+            table["machine"]: (table["facts"][name], table["date"]) for table in store.tables if name in table["facts"]
+        }
+        lines += [
+            _bar(what, machine, fact, bar, most=most, on=on)
+            for machine, (fact, on) in (found or {None: (None, "-")}).items()
+        ]
     return lines
 
 
@@ -350,7 +373,7 @@ def _groups(store: Store) -> list[str]:
             f"### {group.pair}, rule {group.rule}, temperature {group.temperature:g}, machine {letter(group.machine)}"
         )
         alone = cells.get(BASE, Cell()).speed
-        said = f"Base alone: {alone:.1f} tokens/s."
+        said = f"Base alone: {alone:.1f} tokens/s. Measured {_days(cells)}."
         parts.append("\n\n".join([title, said, markdown(HEADER, rows), *notes]))
     return parts
 
@@ -409,7 +432,8 @@ def _outside(cell: Cell) -> str:
 
 def _tables(store: Store) -> list[str]:
     return [
-        f"## {table['title']}\n\nMachine {letter(table['machine'])}.\n\n" + markdown(table["header"], table["rows"])
+        f"## {table['title']}\n\nMachine {letter(table['machine'])}, {table['date']}.\n\n"
+        + markdown(table["header"], table["rows"])
         for table in store.tables
     ]
 

@@ -105,7 +105,7 @@ def opened(group: Group, wanted: Sequence[str], threads: int) -> Iterator[dict[s
 def one_run(store: Store, group: Group, name: str, candidate: Candidate, number: int, tokens: int) -> int:
     """Run and store; the tokens said."""
     cell = store.group(group).setdefault(name, Cell())
-    cell.about = candidate.about
+    cell.about, cell.date = candidate.about, results.today()
     question = running.QUESTIONS[number % len(running.QUESTIONS)]
     try:
         cell.runs[number] = run = candidate.run(question, number + 1, group.temperature, tokens)

@@ -7,6 +7,7 @@ candidate runs once from the same prompt and seed; ratios are taken within round
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import statistics
@@ -31,6 +32,11 @@ class Group(NamedTuple):
     machine: int = 0
 
 
+def today() -> str:
+    """The day of a measurement, YYYY-MM-DD: a later version of the code may be faster or slower."""
+    return datetime.date.today().isoformat()
+
+
 def letter(machine: int) -> str:
     """What a machine is called on the page."""
     return chr(ord("A") + machine)
@@ -43,6 +49,7 @@ class Cell:
     runs: dict[int, Run] = field(default_factory=dict)
     about: str = ""
     refused: str = ""
+    date: str = ""  # of its last run, YYYY-MM-DD
 
     @property
     def tokens(self) -> int:
@@ -90,7 +97,7 @@ class Store:
         self.machines, self.programs, self.tables = found["machines"], found["programs"], found["tables"]
         for line in found["cells"]:
             guesses = line.get("guesses", {})
-            cell = Cell(about=line["about"], refused=line.get("refused", ""))
+            cell = Cell(about=line["about"], refused=line.get("refused", ""), date=line["date"])
             cell.runs = {row[0]: Run(*row[1:], guesses=guesses.get(str(row[0]), "")) for row in line["runs"]}
             group = Group(line["pair"], line["rule"], line["temperature"], line["machine"])
             self.group(group)[line["candidate"]] = cell
@@ -135,13 +142,13 @@ class Store:
         place = {"name": name, "machine": self.number(machine)}
         self.tables = [table for table in self.tables if {key: table[key] for key in place} != place]
         found = {"title": title, "header": list(header), "rows": [list(row) for row in rows], "facts": facts}
-        self.tables.append(place | found)
+        self.tables.append(place | {"date": today()} | found)
         self.save()
 
 
 def _line(group: Group, name: str, cell: Cell, replayed: str | None) -> dict[str, Any]:
     """A cell as it is stored. Guesses are kept of the longest draft alone: the others are replayed from it."""
-    line: dict[str, Any] = {**group._asdict(), "candidate": name, "about": cell.about}
+    line: dict[str, Any] = {**group._asdict(), "candidate": name, "about": cell.about, "date": cell.date}
     line["runs"] = [
         [number, *(round(value, 4) for value in astuple(run)[:-1])]  # all but the guesses
         for number, run in cell.runs.items()

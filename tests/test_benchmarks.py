@@ -184,7 +184,7 @@ def test_speculative_bound_by_hand() -> None:
 
 
 def cell(*runs: Run) -> Cell:
-    return Cell(dict(enumerate(runs)), about="generate()")
+    return Cell(dict(enumerate(runs)), about="generate()", date="2026-11-27")
 
 
 def draft_cell(tokens: int, seconds: float, passes: tuple[int, int], spent: tuple[float, float], guesses: str) -> Cell:
@@ -435,6 +435,7 @@ def measured(tmp_path: Path) -> Store:
     cells["speculative k=3"].about = "llama-speculative --spec-draft-n-max 3 -s SEED"
     cells["speculative k=7"].about = "llama-speculative --spec-draft-n-max 7 -s SEED"
     cells[LAZY] = Cell(refused="rule base needs both")
+    cells[AUTO].date = "2026-11-28"
     store.cells[GROUP] = cells
     store.keep_table("memory", "Memory", ["pair", "MiB"], [["demo", "70"]], OTHER_MACHINE, memory_mib=70.0)
     return store
@@ -446,13 +447,14 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     for line in (
         "Machine A: Some CPU (x86_64, AVX2), 2 cores, 2 threads, 8 GB, Linux, CPU",
         "Machine B: Some CPU (x86_64, AVX-512)",
-        "### Q8_0, rule base, temperature 1, machine A\n\nBase alone: 10.0 tokens/s.",
-        "## Memory\n\nMachine B.",
-        "| Q8_0, rule base: auto / base alone | A | 2.00 (2.00-2.00) | at least 1.6 | yes |",
+        "### Q8_0, rule base, temperature 1, machine A\n\n"
+        "Base alone: 10.0 tokens/s. Measured 2026-11-27 to 2026-11-28.",
+        f"## Memory\n\nMachine B, {results.today()}.",
+        "| Q8_0, rule base: auto / base alone | A | 2.00 (2.00-2.00) | at least 1.6 | yes | 2026-11-27 to 2026-11-28 |",
         "| Q8_0, rule base: auto / speculative-simple k=1 | A | 2.50 (2.50-2.50) | at least 2.5 | yes |",
         "| Q8_0, rule base: auto / speculative k=7 | A | 1.25 (1.25-1.25) | at least 1.2 | yes |",
-        "| F16, rule base: auto / base alone | - | not measured | at least 1.9 | - |",
-        "| memory beyond a process that holds both contexts, MiB | B | 70 | at most 64 | no |",
+        "| F16, rule base: auto / base alone | - | not measured | at least 1.9 | - | - |",
+        f"| memory beyond a process that holds both contexts, MiB | B | 70 | at most 64 | no | {results.today()} |",
         "| Q8_0, rule base: auto / k=3, on the other half of the rounds the best of plain, k=3 "
         "| A | 1.25 (1.25-1.25) | at least 0.92 | yes |",
         "| auto | yes | 2.00 (2.00-2.00) | 80 | 0.90 | 3.33 | 10.0 % |",
@@ -461,8 +463,6 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
         "`llama-speculative --spec-draft-n-max N -s SEED` |",
         "Did not run: lazy (rule base needs both).",
         "speculative that were tried, times the base alone: 3 (1.33), 7 (1.60).",
-        "Base alone: 10.0 tokens/s.",
-        "## Memory",
     ):
         assert line in text, line
     assert "| speculative k=3 |" not in text  # only the best of its lengths has a line
@@ -616,6 +616,24 @@ def test_cuda_script_as_far_as_it_goes_without_a_card(smollm: Path, capsys: pyte
             cuda.main([])
 
 
+def test_rows_that_were_not_measured_again_stay(tmp_path: Path) -> None:
+    import common
+
+    def row(pair: str, prompt: str, gain: str, limit: str) -> list[str]:
+        return [pair, "base", "1", prompt, "80", gain, "-", "-", "-", "-", "-", limit]
+
+    given = argparse.Namespace(keep=True, file=tmp_path / "results.json")
+    first = [row("demo", "copy", "1.40 (1.20-1.60)", "2.0"), row("Q8_0", "copy", "1.05 (1.00-1.10)", "1.3")]
+    assert common.beside_kept(given, "copying", first, 4) == first
+    common.show(given, "copying", "Guesses", copying.HEADER, first)
+    again = [row("demo", "elsewhere", "0.99 (0.90-1.10)", "1.5"), row("demo", "copy", "1.60 (1.50-1.70)", "2.2")]
+    rows = common.beside_kept(given, "copying", again, 4)
+    assert rows == [again[1], first[1], again[0]]
+    assert copying.facts(rows) == {"copy_gain": 1.6, "copy_limit": 2.2, "copy_least": 1.05, "copy_loss": 0.99}
+    assert copying.facts([row("demo", "copy", "-", "0.0")])["copy_gain"] == 0.0  # texts too short to count
+    assert common.beside_kept(argparse.Namespace(keep=False), "copying", again, 4) == again
+
+
 def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
     import common
 
@@ -627,6 +645,7 @@ def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
     assert other["name"] == "memory"
     assert kept == {
         "name": "texts",
+        "date": results.today(),
         "title": "Eight texts",
         "header": ["a"],
         "rows": [["2"]],
