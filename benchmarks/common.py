@@ -63,10 +63,10 @@ def keep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def beside_kept(
-    given: argparse.Namespace, name: str, rows: Sequence[Sequence[str]], named_by: int
+    given: argparse.Namespace, name: str, header: Sequence[str], rows: Sequence[Sequence[str]], named_by: int
 ) -> list[Sequence[str]]:
     """With --keep, the rows among those that the results file has of this machine, in its order; a row of the same first
-    `named_by` columns is replaced."""
+    `named_by` columns is replaced. Rows under another header go: they were measured by another version of the script."""
     if not given.keep:
         return list(rows)
     from results import Store
@@ -76,7 +76,8 @@ def beside_kept(
 
     store = Store(given.file)
     here = store.number(machine(default_threads()))
-    kept = [row for table in store.tables if (table["name"], table["machine"]) == (name, here) for row in table["rows"]]
+    place = {"name": name, "machine": here, "header": list(header)}
+    kept = [row for table in store.tables if {key: table[key] for key in place} == place for row in table["rows"]]
     together = {tuple(row[:named_by]): row for row in (*kept, *rows)}
     return list(together.values())
 

@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=80)
     common.keep_arguments(parser)
     given = parser.parse_args()
+    if unknown := set(given.prompts.split(",")) - {"copy", "elsewhere"}:
+        parser.error(f"--prompts: {', '.join(sorted(unknown))}; expected copy, elsewhere or both, between commas")
     rows: list[list[str]] = []
     for name in given.pairs.split(","):
         files = running.pair(name)
@@ -164,7 +166,7 @@ def main() -> None:
                             + [" and ".join(f"{value:.2f}" for value in passes)]
                             + [*map(milliseconds, cells.values()), f"{limit(cells):.2f}"]
                         )
-    rows = common.beside_kept(given, "copying", rows, 4)
+    rows = common.beside_kept(given, "copying", HEADER, rows, 4)
     common.show(given, "copying", "Guesses from the text itself", HEADER, rows, **facts(rows))
 
 

@@ -471,6 +471,20 @@ def test_page_says_what_was_measured(measured: Store, tmp_path: Path) -> None:
     assert text.count(".svg") == 3
 
 
+def test_a_programs_best_length_is_the_one_that_gains_most_in_its_rounds() -> None:
+    """k=3 ran in rounds in which the machine was twice as fast: more tokens per second, fewer times the base alone."""
+    slow, fast = Run(40, 4.0), Run(40, 2.0)
+    cells = {
+        BASE: Cell({0: slow, 1: slow, 2: fast, 3: fast}),
+        "speculative k=3": Cell({2: Run(40, 1.6), 3: Run(40, 1.6)}),
+        "speculative k=7": Cell({0: Run(40, 2.0), 1: Run(40, 2.0)}),
+    }
+    assert cells["speculative k=3"].speed > cells["speculative k=7"].speed
+    assert results.best(cells, "speculative") == "speculative k=7"
+    del cells[BASE]  # nothing to compare with: by speed
+    assert results.best(cells, "speculative") == "speculative k=3"
+
+
 def test_a_bar_that_was_missed_is_taken_apart(measured: Store) -> None:
     """k=3: 100 ms a base pass of four tokens, 20 ms an aligned one; the base alone takes 80 ms a pass."""
     cells = measured.cells[GROUP]
@@ -624,14 +638,15 @@ def test_rows_that_were_not_measured_again_stay(tmp_path: Path) -> None:
 
     given = argparse.Namespace(keep=True, file=tmp_path / "results.json")
     first = [row("demo", "copy", "1.40 (1.20-1.60)", "2.0"), row("Q8_0", "copy", "1.05 (1.00-1.10)", "1.3")]
-    assert common.beside_kept(given, "copying", first, 4) == first
+    assert common.beside_kept(given, "copying", copying.HEADER, first, 4) == first
     common.show(given, "copying", "Guesses", copying.HEADER, first)
     again = [row("demo", "elsewhere", "0.99 (0.90-1.10)", "1.5"), row("demo", "copy", "1.60 (1.50-1.70)", "2.2")]
-    rows = common.beside_kept(given, "copying", again, 4)
+    rows = common.beside_kept(given, "copying", copying.HEADER, again, 4)
     assert rows == [again[1], first[1], again[0]]
     assert copying.facts(rows) == {"copy_gain": 1.6, "copy_limit": 2.2, "copy_least": 1.05, "copy_loss": 0.99}
     assert copying.facts([row("demo", "copy", "-", "0.0")])["copy_gain"] == 0.0  # texts too short to count
-    assert common.beside_kept(argparse.Namespace(keep=False), "copying", again, 4) == again
+    assert common.beside_kept(given, "copying", copying.HEADER[:-1], again, 4) == again  # other columns
+    assert common.beside_kept(argparse.Namespace(keep=False), "copying", copying.HEADER, again, 4) == again
 
 
 def test_tables_of_other_scripts_are_kept(tmp_path: Path) -> None:
