@@ -26,6 +26,7 @@ import peers
 import plots
 import results
 import running
+import short
 from results import Cell, Group, Store
 from running import AUTO, BASE, LAZY, PLAIN, Refused, Run
 
@@ -592,6 +593,19 @@ def test_limit_of_guesses_from_the_text() -> None:
     cells = {"with": cell(Run(40, 2.0, 10, 10, 0.8, 1.0)), "without": cell(Run(40, 4.0, 20, 40, 2.0, 1.0))}
     assert copying.milliseconds(cells["with"]) == "20.0 + 25.0 + 5.0"
     assert copying.limit(cells) == pytest.approx(4.0)
+
+
+def test_short_texts_beside_every_fixed_setting() -> None:
+    """auto takes 2 s for 32 tokens, k=2 takes 1 s, k=3 takes 4 s; an answer of 8 tokens counts for no ratio."""
+    seconds = {"plain": 4.0, "k=2": 1.0, "k=3": 4.0, "auto": 2.0}
+    assert list(short.candidates("2,3")) == list(seconds)
+    cells = {name: cell(Run(32, time), Run(8, 8.0)) for name, time in seconds.items()}
+    line = short.row("demo", "dual", "first", 32, cells)
+    assert line[:5] == ["demo", "dual", "first", "32", "1"]
+    assert [found.split()[0] for found in line[5:]] == ["2.00", "0.50", "2.00"]
+    assert len(line) == len(short.header("2,3"))
+    nothing = {name: Cell() for name in cells}
+    assert short.row("demo", "dual", "next", 16, nothing)[4:] == ["0", "-", "-", "-"]
 
 
 def test_long_prompts_are_as_long_as_they_say_and_no_two_begin_alike() -> None:
